@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * segment.h - chunks in segment files: where a chunk number points to.
+ *
+ * chunk number = segment id << 32 | slot; segment ids start at 1, so that no
+ * chunk has number 0. Segment files are STORE/segments/<id, 8 hex digits>;
+ * slot s lies at byte s * chunk_bytes. The files are sparse.
+ *
+ * Slots are handed out in groups of 512, aligned to 512, by a cursor that
+ * only moves forward: a slot number is never used twice. A hole costs nothing
+ * in the file system below, so there is no free-space search and no cleaner:
+ * freed chunks are punched out (which is what returns the space), and a
+ * segment whose last chunk is gone is unlinked. This also means that space
+ * freed since the last commit cannot be overwritten by accident.
+ *
+ * What is durable: per segment a record (KEY_SEGMENT) with its live chunk
+ * count, its cursor, and the flag "may hold bytes in slots without an owner"
+ * (set while it is being filled or has punches outstanding). After an unclean
+ * end the store truncates each segment to its cursor and punches the unowned
+ * slots of the flagged ones (segments_reclaim).
+ *
+ * Threads: all functions from any thread, except where said. Data I/O holds
+ * no lock. Errors: 0 or negative errno; -EIO also for a read that ends early
+ * (a segment file that was truncated by somebody).
+ */
+#ifndef CHUNKSTORE_SEGMENT_H
+#define CHUNKSTORE_SEGMENT_H
+
+#include "chunkstore/errmsg.h"
+#include "chunkstore/metadb.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+enum { SLOT_GROUP = 512 };
+
+typedef uint64_t chunk_t; /* chunk number; 0 means: no chunk */
+
+struct segments;
+
+/*
+ * Opens the segments of the store directory `path`. The directory
+ * `path`/segments is made if it is missing. reserve_bytes: keep that much free
+ * on the file system below for metadata; allocation fails with -ENOSPC before
+ * it is eaten up. Does not own `db`.
+ */
+int segments_open(const char *path, uint32_t chunk_bytes, uint64_t reserve_bytes, bool read_only,
+                  struct metadb *db, struct segments **out, struct errmsg *err);
+void segments_close(struct segments *s);
+
+uint32_t segments_chunk_bytes(const struct segments *s);
+
+/* Hands out a group of 512 fresh slots; *first is a multiple of 512 (in its
+ * slot part). Nothing is durable or counted yet: slots that are not used are
+ * simply never used. -ENOSPC when the file system below is down to its
+ * reserve. (Slots are free of charge, so allocation of a group checks only;
+ * segments_check_space is what write paths ask per write.) */
+int segments_alloc_group(struct segments *s, chunk_t *first);
+
+/* -ENOSPC if writing `bytes` more would eat up the reserve. Cheap: looks at
+ * statfs again only after a good part of the last known free space is used,
+ * or when the answer would be no. */
+int segments_check_space(struct segments *s, uint64_t bytes);
+
+/*
+ * Data I/O of `count` neighbouring chunks from `first`, or a byte range that
+ * begins `skip_bytes` into `first`. The range may not leave its segment.
+ * Whole transfers or an error. Writing marks the segment as needing a sync,
+ * after the bytes are written and before the call returns.
+ */
+int segments_read(struct segments *s, chunk_t first, uint64_t skip_bytes, void *buffer,
+                  size_t bytes);
+int segments_write(struct segments *s, chunk_t first, uint64_t skip_bytes, const void *buffer,
+                   size_t bytes);
+/* Reserves space below for `count` chunks that read as zeros (fallocate). */
+int segments_reserve(struct segments *s, chunk_t first, uint64_t count);
+/* The file and offset of a chunk, for passthrough and splice. The descriptor
+ * stays the segment's and is valid while the chunk is owned. */
+int segments_locate(struct segments *s, chunk_t chunk, int *fd, uint64_t *offset_bytes);
+
+/*
+ * A read section: chunks that were looked up inside it are not punched before
+ * it ends, even if they lose their last owner meanwhile (a sleepable RCU read
+ * section, as in the kernel's srcu.c, with two counters). Sections may not
+ * last longer than one request. Returns a token for _exit.
+ */
+unsigned segments_read_enter(struct segments *s);
+void segments_read_exit(struct segments *s, unsigned token);
+/* Waits until all sections that had begun before the call have ended. */
+void segments_synchronize(struct segments *s);
+
+/* Accounting, inside a transaction: `count` chunks from `first` got their
+ * first owner (live) / lost their last (dead). The run stays in one segment. */
+void segments_account_live(struct segments *s, chunk_t first, uint32_t count);
+/* Dead runs are remembered and punched after the commit that they belong to
+ * is durable: segments_flip hands them over, segments_durable releases them to
+ * segments_punch. */
+void segments_account_dead(struct segments *s, chunk_t first, uint32_t count);
+
+/* Commit, called by txn.c in this order, one commit at a time. */
+void segments_flip(struct segments *s);    /* under the exclusive gate: writes changed records
+                                              to the metadb's running overlay */
+int segments_sync(struct segments *s);     /* fdatasync of written segments; on error the
+                                              segment stays marked and -EIO/... is returned */
+void segments_durable(struct segments *s); /* that flip's commit is durable */
+
+/* Punches what became free by durable commits, neighbouring runs as one;
+ * unlinks empty segments. Calls segments_synchronize first. Slow; called by
+ * the reclaim thread (one at a time). Returns the bytes given back. */
+uint64_t segments_punch(struct segments *s);
+bool segments_have_garbage(struct segments *s); /* something waits for flip or punch */
+uint64_t segments_garbage_bytes(struct segments *s);
+
+/*
+ * After an unclean end: truncate to the cursors now (at open), and punch the
+ * slots without owner of flagged segments. `owned` tells for a run of slots
+ * beginning at `first` whether the first is owned, and how many after it are
+ * alike (1..limit); negative errno on error.
+ */
+typedef int (*segments_owned_fn)(void *arg, chunk_t first, uint32_t limit, bool *owned,
+                                 uint32_t *alike);
+int segments_reclaim(struct segments *s, segments_owned_fn owned, void *arg);
+
+struct segments_stats {
+    uint64_t segment_count;
+    uint64_t live_chunks;
+    uint64_t allocated_bytes; /* blocks of the segment files on the file system below */
+    uint64_t fs_total_bytes, fs_free_bytes, fs_avail_bytes; /* of that file system */
+};
+int segments_stats(struct segments *s, struct segments_stats *out);
+
+/* Iterates the known segments in order of id (fsck, df). */
+struct segment_info {
+    uint32_t id;
+    uint64_t live_chunks;
+    uint64_t cursor_slots;
+    uint64_t file_bytes;
+    bool file_missing;
+};
+int segments_each(struct segments *s, int (*fn)(void *arg, const struct segment_info *info),
+                  void *arg);
+
+#endif

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * fs.h - one open store as a file system: what all files of cowfs/ share.
+ *
+ * Order of locks (an arrow means: may be taken while holding the former):
+ *
+ *   fs->ns_lock -> inode map_lock (ascending ino) -> transaction gate
+ *     -> { inode attr_lock, node lock -> counts shard, inode cache lock,
+ *          metadb overlay lock, segment locks }
+ *
+ *   fs->ns_lock   rwlock over all names: directory entries, parents, link
+ *                 counts. Shared to look up and list, exclusive to change.
+ *                 No data I/O happens under it.
+ *
+ * Nothing of cowfs/ but fuse_*.c knows FUSE.
+ */
+#ifndef COWFS_FS_H
+#define COWFS_FS_H
+
+#include "chunkstore/errmsg.h"
+#include "chunkstore/superblock.h"
+#include "cowfs/inode.h"
+
+struct sealer;
+struct reaper;
+struct slot_streams;
+
+struct fs_config {
+    bool read_only;
+    bool create;          /* make the store if absent */
+    uint32_t chunk_bytes; /* for a new store; 0: default */
+    uint64_t cache_bytes; /* metadata in memory, unchanged part; 0: default 64 MiB */
+    unsigned commit_interval_ms; /* 0: default 5000 */
+    bool seal_background;
+    unsigned seal_delay_ms;      /* a file is sealed when unwritten for so long; 0: 30000 */
+    uint64_t seal_rate_bytes;    /* per second, 0: unlimited */
+};
+
+struct fs {
+    struct superblock sb;
+    char *store_path; /* absolute */
+    int lock_fd;
+    struct fs_config config;
+    uint32_t chunk_bytes;
+    struct metadb *db;
+    struct segments *segments;
+    struct counts *chunk_counts;
+    struct counts *node_counts;
+    struct txn *txn;
+    struct node_cache *nodes;
+    struct inode_cache *inodes;
+    struct slot_streams *streams; /* packed slots for copy on write (slots.h) */
+    struct sealer *sealer;
+    struct reaper *reaper;
+    pthread_rwlock_t ns_lock;
+    /* Durable counters, in the KEY_META record. */
+    atomic_uint_fast64_t inode_count;
+    atomic_uint_fast64_t chunks_live;   /* as of the last open, plus counts_stats */
+    uint64_t base_live, base_merges;
+    bool opened_unclean;
+};
+
+/* Opens (or makes) the store; err tells what is wrong. Threads are started:
+ * call after any fork. */
+int fs_open(const char *store_path, const struct fs_config *config, struct fs **out,
+            struct errmsg *err);
+/* Commits, stops threads, closes. Returns the last commit's error, if any. */
+int fs_close(struct fs *fs);
+
+/* All that was acknowledged so far is durable on return. */
+int fs_commit(struct fs *fs);
+
+/* -EROFS when mounted read-only, the sticky error after a failed sync, else 0.
+ * Every changing operation asks first; it also throttles (txn_throttle), so
+ * call it before any lock. */
+int fs_may_change(struct fs *fs);
+
+/* The caller of an operation, for permission checks that the kernel does not
+ * do for us (ioctls) and for the owner of new inodes. */
+struct caller {
+    uint32_t uid, gid;
+    uint32_t pid;
+    uint32_t umask;
+};
+
+#endif

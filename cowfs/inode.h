@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * inode.h - inodes: attributes, the map of regular files, the cache of them.
+ *
+ * An inode number is durable, never used twice, and is the FUSE node id; the
+ * root directory is 1. File handles carry no state: a handle is the inode.
+ *
+ * Locks of an inode, in this order (and see fs.h for the whole order):
+ *   map_lock   (rwlock) the content: map, size. Shared by readers and by
+ *              writers that overwrite in place, exclusive for whoever changes
+ *              the map or the size, and for one who takes a clone (so that the
+ *              clone is one point in time). Several: ascending by number.
+ *   [the transaction gate]
+ *   attr_lock  (mutex, leaf) all scalar fields of struct inode_attr, and
+ *              map/size for those who only look at them or set them: one who
+ *              sets map or size holds map_lock exclusively AND attr_lock.
+ *
+ * Invariants:
+ *  1. refs counts pointers in the daemon; nlookup counts what the kernel
+ *     knows (lookup count of fuse_lowlevel.h). An inode stays cached while
+ *     either is > 0 or it is changed and not flipped.
+ *  2. nlink == 0 (a directory too: removed) and refs == nlookup == 0: its
+ *     content is released by the reaper (reap.c); the record KEY_ORPHAN stands
+ *     from the unlink on, in the same commit, so that a crash loses nothing.
+ *  3. Attributes change only inside the transaction gate, followed by
+ *     inode_mark_dirty.
+ */
+#ifndef COWFS_INODE_H
+#define COWFS_INODE_H
+
+#include "cowfs/blockmap.h"
+
+#include <glib.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/stat.h>
+#include <time.h>
+
+enum { ROOT_INO = 1 };
+
+struct inode_attr {
+    uint32_t mode; /* type and permissions */
+    uint32_t uid, gid;
+    uint32_t nlink;
+    uint64_t rdev;
+    uint64_t size_bytes; /* regular: content; symlink: length of target; directory: entries */
+    struct timespec atime, mtime, ctime, btime;
+    uint64_t parent; /* directories: the inode of "..", else 0 */
+    struct map map;  /* regular files */
+    char *target;    /* symlinks, owned */
+    bool has_capability; /* has a security.capability xattr, removed by writing */
+};
+
+struct inode {
+    uint64_t ino;
+    struct fs *fs;
+    pthread_rwlock_t map_lock;
+    pthread_mutex_t attr_lock;
+    struct inode_attr attr;
+    atomic_int_fast64_t refs;
+    uint64_t nlookup;      /* under the cache's lock */
+    bool dirty;            /* in the list of changed inodes; cache's lock */
+    bool reaping;          /* handed to the reaper; cache's lock */
+    atomic_bool unsealed;  /* has been written since the sealer was through with it */
+    atomic_int_fast64_t written_ms; /* CLOCK_MONOTONIC, last write (for the sealer) */
+    GList cache_link;      /* inode.c's own */
+    GList dirty_link;
+};
+
+struct inode_cache;
+
+struct inode_cache *inode_cache_new(struct fs *fs, uint64_t next_ino);
+void inode_cache_free(struct inode_cache *cache);
+
+/* A new inode of that mode, nlink 1 (directories 2), all times now, referenced.
+ * Inside the gate. Its record is written at the flip. */
+struct inode *inode_new(struct inode_cache *cache, uint32_t mode, uint32_t uid, uint32_t gid,
+                        uint64_t rdev);
+/* References the inode. -ENOENT if there is none (-ESTALE's business is the
+ * caller's). -EUCLEAN if its record is damaged. */
+int inode_get(struct inode_cache *cache, uint64_t ino, struct inode **out);
+struct inode *inode_ref(struct inode *inode);
+void inode_put(struct inode *inode); /* NULL is allowed. May hand it to the reaper. */
+
+/* Kernel lookup counts. nlookup for a number that is not cached is ignored in
+ * _forget (the kernel of a daemon that was restarted). */
+void inode_lookup_inc(struct inode *inode);
+void inode_forget(struct inode_cache *cache, uint64_t ino, uint64_t nlookup);
+void inode_forget_all(struct inode_cache *cache); /* at unmount */
+
+void inode_mark_dirty(struct inode *inode);
+/* ctime (and mtime) = now; attr_lock held, inside the gate. */
+void inode_touch_ctime(struct inode *inode);
+void inode_touch_mtime(struct inode *inode);
+
+/* A consistent copy of what stat(2) shows. */
+void inode_stat(struct inode *inode, struct stat *st);
+
+/* For the transaction: writes changed inodes to the metadb (exclusive gate). */
+void inode_cache_flip(struct inode_cache *cache);
+uint64_t inode_cache_next_ino(const struct inode_cache *cache);
+uint64_t inode_cache_count(const struct inode_cache *cache);
+
+/* Sets nlink 0's consequences inside the gate: KEY_ORPHAN. */
+void inode_mark_orphan(struct inode *inode);
+
+/* The codec, for fsck and unit tests. decode: -EUCLEAN if damaged; the target
+ * is allocated. */
+void inode_encode(const struct inode_attr *attr, struct wbuf *out);
+int inode_decode(const void *record, size_t len, struct inode_attr *out);
+
+#endif

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * ioctl.h - what tools ask a mount, by ioctl(2) on files and directories in
+ * it. This is the interface between the cowfs command and the daemon.
+ *
+ * Every struct begins with `version` = COWFS_IOCTL_VERSION; another version
+ * gives EPROTO. Numbers are native-endian. Bytes unless a name says otherwise.
+ */
+#ifndef COWFS_IOCTL_H
+#define COWFS_IOCTL_H
+
+#include <linux/ioctl.h>
+#include <stdint.h>
+
+#define COWFS_IOCTL_VERSION 1
+
+/*
+ * A capability for a file or directory that the caller has open for reading:
+ * given with COWFS_IOC_CLONE to say what to clone, so that the daemon needs no
+ * path and trusts no number. Valid for some minutes, in this daemon.
+ */
+struct cowfs_ioc_token {
+    uint32_t version;
+    uint32_t reserved;
+    uint64_t token[2]; /* out */
+};
+
+/*
+ * On the destination's parent directory: makes `name`, a clone of what the
+ * token stands for; a directory is cloned with all in it as one atomic step.
+ * EEXIST if name exists; EINVAL if the destination lies within the source;
+ * EACCES if the caller may not write the directory or read what is cloned.
+ * Does not flush the kernel's dirty pages of the source: the caller has
+ * called sync_file_range on the files before.
+ */
+struct cowfs_ioc_clone {
+    uint32_t version;
+    uint32_t reserved;
+    uint64_t token[2];
+    char name[256];
+    uint64_t files, directories, symlinks; /* out: cloned */
+    uint64_t left_out;                     /* out: sockets, fifos, devices */
+};
+
+/* On a regular file: what it consists of. */
+struct cowfs_ioc_stat {
+    uint32_t version;
+    uint32_t chunk_bytes; /* out */
+    uint64_t size, mapped, holes;
+    uint64_t private_bytes; /* one owner, not sealed */
+    uint64_t shared_bytes;  /* several owners */
+    uint64_t sealed_bytes;  /* content address known; any number of owners */
+    uint64_t reserved_bytes;
+    uint64_t extents;       /* runs of neighbouring chunks */
+    uint64_t levels, ino;
+};
+
+/* On a file or directory (taken with all below it): usage of the tree. */
+struct cowfs_ioc_du {
+    uint32_t version;
+    uint32_t reserved;
+    uint64_t files, directories;
+    uint64_t apparent;  /* sum of sizes */
+    uint64_t mapped;    /* sum of what files map, multiply if shared inside */
+    uint64_t exclusive; /* stored bytes that only this tree holds */
+    uint64_t shared;    /* stored bytes that it shares with others */
+};
+
+/* On anything in the mount: the store as a whole. */
+struct cowfs_ioc_df {
+    uint32_t version;
+    uint32_t chunk_bytes;
+    uint64_t files, inodes;
+    uint64_t logical;         /* sum of sizes of regular files */
+    uint64_t mapped;          /* sum of what they map */
+    uint64_t holes;           /* logical - mapped */
+    uint64_t stored;          /* live chunks */
+    uint64_t saved_by_dedup;  /* owners that came by deduplication */
+    uint64_t saved_by_cloning; /* mapped - stored - saved_by_dedup */
+    uint64_t metadata;        /* the database's files */
+    uint64_t segments_allocated; /* blocks of the segment files */
+    uint64_t pending_free;    /* freed, not yet given back */
+    uint64_t fs_total, fs_free;
+    uint64_t sealed;
+    char uuid[16];
+};
+
+/* On a file: seals (hashes and deduplicates) chunks from `offset` on, about
+ * `length` bytes at most; call again with offset = next until next == 0. */
+struct cowfs_ioc_seal {
+    uint32_t version;
+    uint32_t reserved;
+    uint64_t offset, length;
+    uint64_t next;         /* out: where to go on, 0 at the end */
+    uint64_t hashed;       /* out: bytes hashed by this call */
+    uint64_t deduplicated; /* out: bytes that found their equal */
+};
+
+/* On file A: byte ranges in which A's and the other's *chunks* differ, from
+ * the maps alone; the caller compares bytes where he needs to. */
+#define COWFS_DIFF_RANGES 256
+struct cowfs_ioc_diff {
+    uint32_t version;
+    uint32_t count;     /* out: ranges filled */
+    uint64_t token[2];  /* of file B */
+    uint64_t offset;    /* from here */
+    uint64_t next;      /* out: where to go on, 0 at the end */
+    struct {
+        uint64_t offset, length;
+    } range[COWFS_DIFF_RANGES];
+};
+
+/* On anything: commits; with flags = 1 also waits until freed space has been
+ * given back to the file system below. */
+struct cowfs_ioc_commit {
+    uint32_t version;
+    uint32_t flags;
+};
+
+/* What mount this is. */
+struct cowfs_ioc_info {
+    uint32_t version;
+    uint32_t pid;
+    char store_path[1024]; /* NUL-terminated, cut if longer */
+};
+
+#define COWFS_IOC_TOKEN _IOWR('c', 1, struct cowfs_ioc_token)
+#define COWFS_IOC_CLONE _IOWR('c', 2, struct cowfs_ioc_clone)
+#define COWFS_IOC_STAT _IOWR('c', 3, struct cowfs_ioc_stat)
+#define COWFS_IOC_DU _IOWR('c', 4, struct cowfs_ioc_du)
+#define COWFS_IOC_DF _IOWR('c', 5, struct cowfs_ioc_df)
+#define COWFS_IOC_SEAL _IOWR('c', 6, struct cowfs_ioc_seal)
+#define COWFS_IOC_DIFF _IOWR('c', 7, struct cowfs_ioc_diff)
+#define COWFS_IOC_COMMIT _IOWR('c', 8, struct cowfs_ioc_commit)
+#define COWFS_IOC_INFO _IOWR('c', 9, struct cowfs_ioc_info)
+
+#endif
