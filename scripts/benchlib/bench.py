@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every row gets: where to work, what to measure with, where to report."""
+
+import dataclasses
+import pathlib
+
+from . import targets
+from .sandbox import CommandFailed, Skip
+
+
+@dataclasses.dataclass
+class Bench:
+    sandbox: object
+    report: object
+    scale: object
+    root: pathlib.Path
+    helpers: pathlib.Path
+    cowfs_binary: pathlib.Path
+    # Why cowfs cannot be measured; empty when it can. The peers still are.
+    cowfs_missing: str
+    passthrough_binary: pathlib.Path
+
+    def enter(self, stack, row, name, manager):
+        """Opens a target for the length of `stack`; None, and a note, if it
+        cannot be had: one missing peer does not take the row away."""
+        try:
+            return stack.enter_context(manager)
+        except (Skip, CommandFailed) as e:
+            self.report.note(row, f"{name} left out: {e}")
+            return None
+
+    def require_cowfs(self):
+        if self.cowfs_missing:
+            raise Skip(self.cowfs_missing)
+
+    def cowfs(self, stack, size_bytes, options=()):
+        """A fresh cowfs, or None where there is no binary. A mount that fails
+        is not caught: the row is then about nothing."""
+        if self.cowfs_missing:
+            return None
+        return stack.enter_context(
+            targets.cowfs(self.sandbox, self.cowfs_binary, size_bytes, options))
+
+    def loop(self, stack, row, kind, size_bytes):
+        return self.enter(stack, row, kind,
+                          targets.loop_file_system(self.sandbox, kind, size_bytes))
+
+    def tmpfs(self, stack, row, size_bytes):
+        return self.enter(stack, row, "tmpfs", targets.tmpfs(self.sandbox, size_bytes))
+
+    def passthrough(self, stack, row, size_bytes, splice):
+        return self.enter(stack, row, "passthrough_hp",
+                          targets.passthrough_hp(self.sandbox, self.passthrough_binary,
+                                                 size_bytes, splice))
+
+    def scaled(self, row, what, wanted, got):
+        if got != wanted:
+            self.report.note(row, f"{what} scaled down to {got >> 20} MiB for want of memory")
+        return got

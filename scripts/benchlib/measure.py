@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C helpers, fio and /proc as functions. Times are in seconds."""
+
+import json
+import pathlib
+import statistics
+
+
+def helper(bench, name, *args):
+    """Runs a helper, returns its "name value" lines as a dict of floats."""
+    out = bench.sandbox.run(bench.helpers / name, *args, timeout_s=600)
+    return {k: float(v) for k, v in (line.split() for line in out.splitlines())}
+
+
+def fill(bench, path, size_bytes, seed):
+    return helper(bench, "bench_io", "fill", path, size_bytes, seed)
+
+
+def scatter(bench, path, count, seed):
+    return helper(bench, "bench_io", "write", path, count, seed)
+
+
+def read_speed(bench, path, pattern, count, seed, mode):
+    """Bytes a second of a cold read. Pages that could not be dropped would be
+    a warm read in disguise, so that is an error."""
+    got = helper(bench, "bench_io", "read", path, pattern, count, seed, mode)
+    if mode == "buffered" and got["resident_pages"] > 0:
+        bench.report.warn(f"{got['resident_pages']:.0f} pages of {path.name} could not be dropped "
+                          "before a buffered read")
+    return got["bytes"] / (got["read_us"] / 1e6)
+
+
+def spawn_seconds(bench, count, first, *commands):
+    """Times of each command, run in turn, `{}` counting up from `first`."""
+    words = [w for c in commands for w in ("--", *c)]
+    out = bench.sandbox.run(bench.helpers / "bench_spawn", count, first, *words, timeout_s=900)
+    times = [[] for _ in commands]
+    for line in out.splitlines():
+        _, which, microseconds = line.split()
+        times[int(which)].append(float(microseconds) / 1e6)
+    return times
+
+
+def fio(bench, path, pattern, block, engine, depth, direct, amount_bytes, size_bytes, seed):
+    """One fio job over an existing file. A writing job ends with an fsync that
+    is part of its time: what is only in the page cache is not written."""
+    out = bench.sandbox.run(
+        "fio", "--name=bench", f"--filename={path}", f"--rw={pattern}", f"--bs={block}",
+        f"--ioengine={engine}", f"--iodepth={depth}", f"--direct={int(direct)}",
+        f"--size={size_bytes}", f"--io_size={amount_bytes}", f"--randseed={seed}",
+        "--allrandrepeat=0", "--end_fsync=1", "--invalidate=1", "--runtime=20",
+        "--allow_file_create=0", "--eta=never", "--output-format=json", timeout_s=120)
+    # fio may put warnings before the JSON.
+    job = json.loads(out[out.index("{"):])["jobs"][0]
+    side = job["write" if "write" in pattern else "read"]
+    return {"bytes_per_s": side["io_bytes"] / (side["runtime"] / 1e3), "iops": side["iops"]}
+
+
+def process_memory(pids):
+    """Rss, Pss and Anonymous of some processes together, in bytes."""
+    total = {"Rss": 0, "Pss": 0, "Anonymous": 0}
+    for pid in pids:
+        for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines():
+            name, _, rest = line.partition(":")
+            if name in total:
+                total[name] += int(rest.split()[0]) * 1024
+    return total
+
+
+def median(samples):
+    return statistics.median(samples) if samples else None
+
+
+def rotated(items, by):
+    """Who goes first changes from round to round."""
+    items = list(items)
+    by %= max(len(items), 1)
+    return items[by:] + items[:by]

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines of the table, as Markdown and as JSON with all raw samples."""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+from .measure import median
+
+
+def seconds(v):
+    return f"{v * 1e6:.0f} µs" if v < 1e-3 else f"{v * 1e3:.2f} ms" if v < 1 else f"{v:.2f} s"
+
+
+def size(v):
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if abs(v) >= scale:
+            return f"{v / scale:.2f} {unit}"
+    return f"{v:.0f} B"
+
+
+FORMATS = {
+    "s": seconds,
+    "B": size,
+    "B/s": lambda v: f"{v / 1e9:.2f} GB/s" if v >= 1e9 else f"{v / 1e6:.0f} MB/s",
+    "IOPS": lambda v: f"{v / 1e3:.1f} k/s",
+    "x": lambda v: f"{v:.3f}",
+}
+
+
+@dataclasses.dataclass
+class Line:
+    """One measured thing: cowfs, what stands beside it, and the goal.
+
+    samples: name → raw values, in the order measured. The first name is the
+    subject (cowfs); values in the table are medians. ratio: a number, or None
+    where nothing is compared. goal: (">=" or "<=", number), or None.
+    """
+
+    row: int
+    what: str
+    unit: str
+    samples: dict
+    ratio: float = None
+    ratio_of: str = ""
+    goal: tuple = None
+    subject: str = "cowfs"
+    skipped: str = ""
+
+    def verdict(self):
+        if self.skipped:
+            return f"skipped: {self.skipped}"
+        if self.goal is None:
+            return ""
+        if self.ratio is None:
+            return "skipped: nothing to compare with"
+        met = self.ratio >= self.goal[1] if self.goal[0] == ">=" else self.ratio <= self.goal[1]
+        return "met" if met else "**missed**"
+
+    def _cell(self, name):
+        values = self.samples.get(name)
+        return FORMATS[self.unit](median(values)) if values else "–"
+
+    def cells(self):
+        beside = [f"{n} {self._cell(n)}" for n in self.samples
+                  if n != self.subject and self.samples[n]]
+        ratio = "–" if self.ratio is None else (
+            f"{self.ratio:.0f}" if self.ratio >= 100 else f"{self.ratio:.2f}")
+        if self.ratio is not None and self.ratio_of:
+            ratio += f" ({self.ratio_of})"
+        goal = f"{'≥' if self.goal[0] == '>=' else '≤'} {self.goal[1]:g}" if self.goal else "–"
+        return [str(self.row), self.what, self._cell(self.subject), ", ".join(beside) or "–",
+                ratio, goal, self.verdict() or "–"]
+
+    def as_dict(self):
+        return {**dataclasses.asdict(self), "verdict": self.verdict().strip("*"),
+                "medians": {n: median(v) for n, v in self.samples.items()}}
+
+
+class Report:
+    def __init__(self, root, arguments):
+        self.root, self.lines, self.notes, self.warnings = root, [], [], []
+        self.facts = {
+            "bench": "cowfs", "arguments": arguments, "started": _now(),
+            **_commit(root), "machine": _machine(), "load_at_start": os.getloadavg(),
+        }
+
+    def add(self, *args, **kwargs):
+        line = Line(*args, **kwargs)
+        self.lines.append(line)
+        say("  " + " | ".join(line.cells()[1:]))
+        return line
+
+    def skip_row(self, row, what, reason):
+        self.add(row, what, "x", {}, skipped=reason)
+
+    def note(self, row, text):
+        self.notes.append((row, text))
+        say(f"  note: {text}")
+
+    def warn(self, text):
+        if text not in self.warnings:
+            self.warnings.append(text)
+            say(f"  warning: {text}")
+
+    def markdown(self):
+        f, m = self.facts, self.facts["machine"]
+        out = ["| row | what | cowfs | beside it | ratio | goal | result |",
+               "| --- | --- | --- | --- | --- | --- | --- |"]
+        out += ["| " + " | ".join(line.cells()) + " |" for line in self.lines]
+        if self.notes or self.warnings:
+            out.append("")
+            out += [f"- Row {row}: {text}" for row, text in sorted(self.notes, key=lambda n: n[0])]
+            out += [f"- Warning: {text}" for text in self.warnings]
+        out += ["", f"Values are medians of one run with the peers in turn. Commit {f['commit']}"
+                    f"{' with changes' if f['changed'] else ''}, {f['started']}, Linux "
+                    f"{m['kernel']}, {m['cores']} × {m['cpu']}, "
+                    f"{m['memory_bytes'] / (1 << 30):.0f} GiB. Made by `scripts/bench"
+                    f"{''.join(' ' + a for a in f['arguments'])}`."]
+        return "\n".join(out) + "\n"
+
+    def json(self):
+        return json.dumps({**self.facts, "ended": _now(), "load_at_end": os.getloadavg(),
+                           "lines": [line.as_dict() for line in self.lines],
+                           "notes": [{"row": r, "text": t} for r, t in self.notes],
+                           "warnings": self.warnings}, indent=1, ensure_ascii=False) + "\n"
+
+
+def say(text):
+    """Progress goes to stderr: stdout is the table's alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _now():
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _output(*argv):
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _commit(root):
+    git = ("git", "-C", str(root))
+    return {"commit": _output(*git, "rev-parse", "--short=12", "HEAD") or "unknown",
+            "changed": bool(_output(*git, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def _machine():
+    cpu = [line.partition(":")[2].strip()
+           for line in pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+           if line.startswith("model name")]
+    return {
+        "kernel": platform.release(), "cores": os.cpu_count(), "cpu": cpu[0] if cpu else "unknown",
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "tools": {name: (_output(*argv).splitlines() or [""])[0] for name, argv in {
+            "fio": ["fio", "--version"], "cp": ["cp", "--version"],
+            "mkfs.xfs": ["mkfs.xfs", "-V"], "mkfs.btrfs": ["mkfs.btrfs", "--version"]}.items()},
+    }
