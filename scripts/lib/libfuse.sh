@@ -68,9 +68,10 @@ mirror_uri() {
     codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
     uri=$(apt-get indextargets --format '$(ORIGIN)|$(CODENAME)|$(COMPONENT)|$(REPO_URI)' |
         awk -F'|' -v c="$codename" '$1 == "Debian" && $3 == "main" && $2 == c { print $4; exit }')
-    if [ -z "$uri" ]; then # Before the first update apt cannot tell the origin.
-        uri=$(apt-get indextargets --format '$(RELEASE)|$(COMPONENT)|$(REPO_URI)' |
-            awk -F'|' -v c="$codename" '$2 == "main" && $1 ~ "(^|/)" c "$" { print $3; exit }')
+    if [ -z "$uri" ]; then # Without downloaded lists apt cannot tell the origin.
+        uri=$(apt-get indextargets --no-release-info --format '$(RELEASE)|$(COMPONENT)|$(REPO_URI)' |
+            awk -F'|' -v c="$codename" '$2 == "main" && ($1 == c || $1 ~ /^(old)?stable$/) {
+                print $3; exit }')
     fi
     [ -n "$uri" ] || return 1
     printf '%s\n' "$uri"
