@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cowfs/fuse_loop.h"
+#include "cowfs/fuse_ops.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <linux/fuse.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* Wakes a worker out of read(2). */
+#define WAKE_SIGNAL SIGUSR2
+
+/* In front of a WRITE's data; the buffer is placed so that the data is aligned
+ * to a page, which spares memcpy and O_DIRECT below some trouble. */
+enum { WRITE_HEADER_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in) };
+
+struct worker {
+    struct fuse_loop *loop;
+    pthread_t thread;
+    uint8_t *memory; /* one page, the request, the read buffer */
+    size_t memory_bytes;
+    uint8_t *request;
+    uint8_t *data;
+    struct worker *next;
+};
+
+struct fuse_loop {
+    struct fuse_session *session;
+    unsigned max_threads;
+    int ended_fd;
+    atomic_uint waiting; /* threads in read(2), or about to be */
+    atomic_uint running; /* threads that have not ended */
+    atomic_int error;
+    pthread_mutex_t lock; /* guards the list and thread_count */
+    struct worker *workers;
+    unsigned thread_count;
+};
+
+static _Thread_local struct worker *this_worker;
+
+void *fuse_loop_buffer(void)
+{
+    assert(this_worker);
+    return this_worker->data;
+}
+
+static bool is_forget(const struct worker *w)
+{
+    const struct fuse_in_header *header = (const void *)w->request;
+    return header->opcode == FUSE_FORGET || header->opcode == FUSE_BATCH_FORGET;
+}
+
+static void add_worker(struct fuse_loop *loop);
+
+static void *worker_main(void *arg)
+{
+    struct worker *w = arg;
+    struct fuse_loop *loop = w->loop;
+
+    this_worker = w;
+    pthread_setname_np(pthread_self(), "cowfs-fuse");
+    while (!fuse_session_exited(loop->session)) {
+        struct fuse_buf buf = {.mem = w->request};
+        atomic_fetch_add(&loop->waiting, 1);
+        int got = fuse_session_receive_buf(loop->session, &buf);
+        unsigned others = atomic_fetch_sub(&loop->waiting, 1) - 1;
+        if (got == -EINTR || got == -EAGAIN)
+            continue;
+        if (got <= 0) {
+            /* 0: unmounted. libfuse has flagged that; errors it leaves to us. */
+            int expected = 0;
+            if (got < 0)
+                atomic_compare_exchange_strong(&loop->error, &expected, got);
+            fuse_session_exit(loop->session);
+            break;
+        }
+        /* A burst of forgets is over before a new thread would be of use. */
+        if (others == 0 && !is_forget(w))
+            add_worker(loop);
+        fuse_session_process_buf(loop->session, &buf);
+    }
+    atomic_fetch_sub(&loop->running, 1);
+    eventfd_write(loop->ended_fd, 1);
+    return NULL;
+}
+
+static struct worker *worker_new(struct fuse_loop *loop)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t request_bytes = round_up_u64(FUSE_IO_BYTES + page + WRITE_HEADER_BYTES, page);
+    size_t bytes = page + request_bytes + FUSE_IO_BYTES;
+    /* Fresh pages: what a worker never uses costs nothing. */
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        return NULL;
+    struct worker *w = g_new0(struct worker, 1);
+    w->loop = loop;
+    w->memory = memory;
+    w->memory_bytes = bytes;
+    w->request = w->memory + page - WRITE_HEADER_BYTES;
+    w->data = w->memory + page + request_bytes;
+    return w;
+}
+
+static void worker_free(struct worker *w)
+{
+    munmap(w->memory, w->memory_bytes);
+    g_free(w);
+}
+
+/* Failure is no disaster: those that are there go on. */
+static void add_worker(struct fuse_loop *loop)
+{
+    pthread_mutex_lock(&loop->lock);
+    if (loop->thread_count < loop->max_threads && !fuse_session_exited(loop->session)) {
+        struct worker *w = worker_new(loop);
+        atomic_fetch_add(&loop->running, 1);
+        if (w && pthread_create(&w->thread, NULL, worker_main, w) == 0) {
+            w->next = loop->workers;
+            loop->workers = w;
+            loop->thread_count++;
+        } else {
+            atomic_fetch_sub(&loop->running, 1);
+            if (w)
+                worker_free(w);
+            loop->max_threads = MAX(loop->thread_count, 1);
+            g_warning("cannot start more than %u threads", loop->thread_count);
+        }
+    }
+    pthread_mutex_unlock(&loop->lock);
+}
+
+static void wake_up(int number)
+{
+    (void)number;
+}
+
+struct fuse_loop *fuse_loop_start(struct fuse_session *session, unsigned max_threads, int ended_fd)
+{
+    /* Without SA_RESTART: read(2) is to end with EINTR. */
+    struct sigaction action = {.sa_handler = wake_up};
+    sigemptyset(&action.sa_mask);
+    sigaction(WAKE_SIGNAL, &action, NULL);
+
+    struct fuse_loop *loop = g_new0(struct fuse_loop, 1);
+    loop->session = session;
+    loop->max_threads = max_threads;
+    loop->ended_fd = ended_fd;
+    pthread_mutex_init(&loop->lock, NULL);
+    add_worker(loop);
+    if (loop->thread_count == 0) {
+        pthread_mutex_destroy(&loop->lock);
+        g_free(loop);
+        return NULL;
+    }
+    return loop;
+}
+
+static bool all_quiet(struct fuse_loop *loop)
+{
+    struct pollfd fd = {.fd = fuse_session_fd(loop->session), .events = POLLIN};
+    if (atomic_load(&loop->waiting) < atomic_load(&loop->running))
+        return false;
+    return poll(&fd, 1, 0) == 0;
+}
+
+bool fuse_loop_drain(struct fuse_loop *loop, unsigned timeout_ms)
+{
+    /* A request in the kernel's background queue becomes visible when one
+     * before it ends, so one look is not enough. */
+    unsigned quiet = 0;
+    for (unsigned waited_ms = 0; waited_ms < timeout_ms; waited_ms += 5) {
+        if (fuse_session_exited(loop->session))
+            return true;
+        quiet = all_quiet(loop) ? quiet + 1 : 0;
+        if (quiet >= 5)
+            return true;
+        usleep(5000);
+    }
+    return false;
+}
+
+int fuse_loop_stop(struct fuse_loop *loop)
+{
+    fuse_session_exit(loop->session);
+    /* A worker may be between its look at the flag and read(2) when the signal
+     * comes: so again, until all have gone. */
+    while (atomic_load(&loop->running) > 0) {
+        pthread_mutex_lock(&loop->lock);
+        for (struct worker *w = loop->workers; w; w = w->next)
+            pthread_kill(w->thread, WAKE_SIGNAL);
+        pthread_mutex_unlock(&loop->lock);
+        usleep(2000);
+    }
+    while (loop->workers) {
+        struct worker *w = loop->workers;
+        loop->workers = w->next;
+        pthread_join(w->thread, NULL);
+        worker_free(w);
+    }
+    int error = atomic_load(&loop->error);
+    pthread_mutex_destroy(&loop->lock);
+    g_free(loop);
+    return error;
+}

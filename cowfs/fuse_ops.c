@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+/* fuse_ops.c - the table of operations, what is agreed with the kernel, helpers. */
+#include "cowfs/fuse_ops.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* More background requests (read-ahead, write-back, asynchronous direct I/O)
+ * than threads, so that none waits for the kernel to hand out the next. */
+enum { BACKGROUND_REQUESTS = 128, CONGESTION_REQUESTS = 96 };
+
+static void want(struct fuse_conn_info *conn, uint64_t flag, bool on)
+{
+    if (on)
+        fuse_set_feature_flag(conn, flag); /* no effect where the kernel lacks it */
+    else
+        fuse_unset_feature_flag(conn, flag);
+}
+
+static void op_init(void *userdata, struct fuse_conn_info *conn)
+{
+    struct mount *m = userdata;
+
+    conn->max_write = FUSE_IO_BYTES;
+    conn->max_read = m->max_read_bytes;
+    conn->max_background = BACKGROUND_REQUESTS;
+    conn->congestion_threshold = CONGESTION_REQUESTS;
+    conn->time_gran = 1;
+    /* Requests are short; an interrupted caller waits for his answer, as on a
+     * disk. Saves a lock and two list operations for every request. */
+    conn->no_interrupt = 1;
+
+    want(conn, FUSE_CAP_WRITEBACK_CACHE, m->writeback);
+    m->writeback = fuse_get_feature_flag(conn, FUSE_CAP_WRITEBACK_CACHE);
+
+    want(conn, FUSE_CAP_ASYNC_READ, true);
+    want(conn, FUSE_CAP_ASYNC_DIO, true);
+    want(conn, FUSE_CAP_PARALLEL_DIROPS, true);
+    want(conn, FUSE_CAP_ATOMIC_O_TRUNC, true);
+    want(conn, FUSE_CAP_READDIRPLUS, true);
+    want(conn, FUSE_CAP_READDIRPLUS_AUTO, true);
+    want(conn, FUSE_CAP_IOCTL_DIR, true);
+    want(conn, FUSE_CAP_CACHE_SYMLINKS, true);
+    /* Inode numbers are durable and never used twice, which is all that file
+     * handles (NFS, name_to_handle_at) ask for. */
+    want(conn, FUSE_CAP_EXPORT_SUPPORT, true);
+    /* Who opens with O_DIRECT gets FOPEN_DIRECT_IO (fuse_io.c) and may mmap
+     * that descriptor all the same. */
+    want(conn, FUSE_CAP_DIRECT_IO_ALLOW_MMAP, true);
+    /* Without it the kernel asks for security.capability before every write. */
+    want(conn, FUSE_CAP_HANDLE_KILLPRIV_V2, true);
+    /* The kernel is told of every change because it makes them. A changed mtime
+     * (which, write-through, it did not set itself) is no reason to drop all
+     * cached pages of a file. */
+    want(conn, FUSE_CAP_AUTO_INVAL_DATA, false);
+    want(conn, FUSE_CAP_EXPLICIT_INVAL_DATA, true);
+    /* Splicing was measured to cost more than copying (docs/DESIGN.md). */
+    want(conn, FUSE_CAP_SPLICE_READ, false);
+    want(conn, FUSE_CAP_SPLICE_WRITE, false);
+    want(conn, FUSE_CAP_SPLICE_MOVE, false);
+    /* Later: FUSE_CAP_PASSTHROUGH where the mount has no writeback cache (the
+     * kernel forbids the two together), and FUSE_CAP_OVER_IO_URING, which
+     * brings threads of libfuse's own that have no fuse_loop_buffer(). */
+    want(conn, FUSE_CAP_OVER_IO_URING, false);
+
+    sem_post(&m->initialised);
+}
+
+int mount_inode(struct mount *m, fuse_ino_t ino, struct inode **out)
+{
+    int error = inode_get(m->fs->inodes, ino, out);
+    return error == -ENOENT ? -ESTALE : error;
+}
+
+struct caller mount_caller(fuse_req_t req)
+{
+    const struct fuse_ctx *context = fuse_req_ctx(req);
+    return (struct caller){
+        .uid = context->uid,
+        .gid = context->gid,
+        .pid = (uint32_t)context->pid,
+        .umask = context->umask,
+    };
+}
+
+void mount_fill_entry(struct inode *inode, struct fuse_entry_param *entry)
+{
+    *entry = (struct fuse_entry_param){
+        .ino = inode->ino,
+        .generation = 1, /* numbers are never used twice */
+        .attr_timeout = FUSE_TIMEOUT_S,
+        .entry_timeout = FUSE_TIMEOUT_S,
+    };
+    inode_stat(inode, &entry->attr);
+    inode_lookup_inc(inode);
+}
+
+void reply_entry(fuse_req_t req, int error, struct inode *inode)
+{
+    if (error) {
+        reply_status(req, error);
+        return;
+    }
+    struct fuse_entry_param entry;
+    struct inode_cache *inodes = mount_of(req)->fs->inodes;
+    mount_fill_entry(inode, &entry);
+    if (fuse_reply_entry(req, &entry) != 0)
+        inode_forget(inodes, inode->ino, 1);
+    inode_put(inode);
+}
+
+bool mount_kill_suidgid_locked(struct inode *inode)
+{
+    uint32_t mode = inode->attr.mode;
+    if (!S_ISREG(mode))
+        return false;
+    uint32_t drop = mode & S_ISUID;
+    /* setgid without group execute once meant mandatory locking; Linux leaves
+     * it alone. */
+    if ((mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))
+        drop |= S_ISGID;
+    inode->attr.mode = mode & ~drop;
+    return drop != 0;
+}
+
+void mount_kill_suidgid_now(struct inode *inode)
+{
+    struct fs *fs = inode->fs;
+
+    /* Few files have the bits: look before entering a transaction. */
+    pthread_mutex_lock(&inode->attr_lock);
+    bool has_them = inode->attr.mode & (S_ISUID | S_ISGID);
+    pthread_mutex_unlock(&inode->attr_lock);
+    if (!has_them)
+        return;
+
+    txn_enter(fs->txn);
+    pthread_mutex_lock(&inode->attr_lock);
+    bool changed = mount_kill_suidgid_locked(inode);
+    if (changed)
+        inode_touch_ctime(inode);
+    pthread_mutex_unlock(&inode->attr_lock);
+    if (changed)
+        inode_mark_dirty(inode);
+    txn_exit(fs->txn);
+}
+
+void mount_kill_suidgid(fuse_req_t req, struct inode *inode)
+{
+    if (fuse_req_ctx(req)->uid != 0)
+        mount_kill_suidgid_now(inode);
+}
+
+/*
+ * Not here, and why:
+ *   access         default_permissions: the kernel decides
+ *   flush          its absence is remembered by the kernel, which saves a round
+ *                  trip at each close(2); dirty pages it writes before anyway
+ *   release        nothing is kept for a handle
+ *   getlk, flock   the kernel keeps locks itself, which also survives a
+ *                  restart of the daemon
+ *   write_buf      is for splicing
+ */
+const struct fuse_lowlevel_ops mount_ops = {
+    .init = op_init,
+    .lookup = op_lookup,
+    .forget = op_forget,
+    .forget_multi = op_forget_multi,
+    .getattr = op_getattr,
+    .setattr = op_setattr,
+    .statx = op_statx,
+    .readlink = op_readlink,
+    .mknod = op_mknod,
+    .mkdir = op_mkdir,
+    .unlink = op_unlink,
+    .rmdir = op_rmdir,
+    .symlink = op_symlink,
+    .rename = op_rename,
+    .link = op_link,
+    .open = op_open,
+    .create = op_create,
+    .tmpfile = op_tmpfile,
+    .read = op_read,
+    .write = op_write,
+    .fsync = op_fsync,
+    .fallocate = op_fallocate,
+    .copy_file_range = op_copy_file_range,
+    .lseek = op_lseek,
+    .opendir = op_opendir,
+    .readdir = op_readdir,
+    .readdirplus = op_readdirplus,
+    .fsyncdir = op_fsync,
+    .statfs = op_statfs,
+    .setxattr = op_setxattr,
+    .getxattr = op_getxattr,
+    .listxattr = op_listxattr,
+    .removexattr = op_removexattr,
+    .ioctl = op_ioctl,
+};

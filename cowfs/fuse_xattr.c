@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+/* fuse_xattr.c - extended attributes. */
+#include "cowfs/fuse_ops.h"
+#include "cowfs/names.h"
+
+#include <errno.h>
+
+void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size,
+                 int flags)
+{
+    reply_status(req, xattr_set(mount_of(req)->fs, ino, name, value, size, flags));
+}
+
+void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
+{
+    reply_status(req, xattr_remove(mount_of(req)->fs, ino, name));
+}
+
+/* name NULL: the list of names. size 0 asks for the length alone. */
+static void get(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
+{
+    struct fs *fs = mount_of(req)->fs;
+    char *buffer = size ? g_try_malloc(size) : NULL;
+    if (size && !buffer) {
+        fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    ssize_t got = name ? xattr_get(fs, ino, name, buffer, size) : xattr_list(fs, ino, buffer, size);
+    if (got < 0)
+        reply_status(req, (int)got);
+    else if (size == 0)
+        fuse_reply_xattr(req, (size_t)got);
+    else
+        fuse_reply_buf(req, buffer, (size_t)got);
+    g_free(buffer);
+}
+
+void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
+{
+    get(req, ino, name, size);
+}
+
+void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
+{
+    get(req, ino, NULL, size);
+}
