@@ -58,6 +58,12 @@ uint32_t segments_chunk_bytes(const struct segments *s);
  * segments_check_space is what write paths ask per write.) */
 int segments_alloc_group(struct segments *s, chunk_t *first);
 
+/* The holder of that group will neither write to its fresh slots nor give them
+ * their first owner any more (segments_account_live comes before). Exactly once
+ * for each group; until then its segment, even if empty, is not unlinked, and
+ * stays flagged. At segments_close all groups are given up. */
+void segments_group_done(struct segments *s, chunk_t first);
+
 /* -ENOSPC if writing `bytes` more would eat up the reserve. Cheap: looks at
  * statfs again only after a good part of the last known free space is used,
  * or when the answer would be no. */

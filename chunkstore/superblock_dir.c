@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * superblock_dir.c - the store's directory: may a store be made here, and who
+ * is using it.
+ */
+#include "chunkstore/superblock_internal.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <glib.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { LOCK_FILE_MAX_BYTES = 64 };
+
+/*
+ * May `name` lie in a directory where a store is to be made? lost+found comes
+ * with every fresh ext4. The other two are what we leave ourselves when a
+ * creation is interrupted, or when the lock is taken before the creation.
+ */
+static bool is_harmless(int dir_fd, const char *name)
+{
+    if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || strcmp(name, "lost+found") == 0)
+        return true;
+    if (g_str_has_prefix(name, SUPERBLOCK_TEMPORARY))
+        return true;
+    if (strcmp(name, LOCK_NAME) == 0) {
+        struct stat st;
+        return fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode) &&
+               st.st_size <= LOCK_FILE_MAX_BYTES;
+    }
+    return false;
+}
+
+/* Finds the first entry that is not harmless; a superblock goes before all
+ * others, because it decides what the directory is. *name is NULL if there is
+ * none, else to be freed. */
+static int find_content(int dir_fd, char **name)
+{
+    *name = NULL;
+    int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    DIR *dir = fdopendir(fd);
+    if (!dir) {
+        int error = -errno;
+        close(fd);
+        return error;
+    }
+    int error = 0;
+    for (;;) {
+        errno = 0;
+        const struct dirent *entry = readdir(dir);
+        if (!entry) {
+            error = -errno;
+            break;
+        }
+        bool is_superblock = strcmp(entry->d_name, SUPERBLOCK_NAME) == 0;
+        if (is_harmless(dir_fd, entry->d_name) || (*name && !is_superblock))
+            continue;
+        g_free(*name);
+        *name = g_strdup(entry->d_name);
+        if (is_superblock)
+            break;
+    }
+    closedir(dir);
+    if (error) {
+        g_free(*name);
+        *name = NULL;
+    }
+    return error;
+}
+
+int superblock_store_is_absent(const char *path, bool *absent, struct errmsg *err)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) {
+        if (errno == ENOENT) {
+            *absent = true;
+            return 0;
+        }
+        return errmsg_set(err, -errno, "cannot open '%s': %s", path, g_strerror(errno));
+    }
+    char *content;
+    int error = find_content(fd, &content);
+    close(fd);
+    if (error)
+        return errmsg_set(err, error, "cannot list '%s': %s", path, g_strerror(-error));
+    *absent = content == NULL;
+    g_free(content);
+    return 0;
+}
+
+/* Makes a new name in the parent of `path` durable. */
+static int sync_parent(const char *path)
+{
+    char *parent = g_path_get_dirname(path);
+    int error = 0;
+    int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 || fsync(fd) < 0)
+        error = -errno;
+    if (fd >= 0)
+        close(fd);
+    g_free(parent);
+    return error;
+}
+
+int superblock_prepare_dir(const char *path, int *dir_fd, struct errmsg *err)
+{
+    /* 0700: what guests keep on their disks is nobody else's business. */
+    if (mkdir(path, 0700) == 0) {
+        int error = sync_parent(path);
+        if (error)
+            return errmsg_set(err, error, "cannot sync the parent of '%s': %s", path,
+                              g_strerror(-error));
+    } else if (errno != EEXIST) {
+        return errmsg_set(err, -errno, "cannot make '%s': %s", path, g_strerror(errno));
+    }
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return errmsg_set(err, -errno, "cannot open '%s': %s", path, g_strerror(errno));
+
+    char *content;
+    int error = find_content(fd, &content);
+    if (error) {
+        errmsg_set(err, error, "cannot list '%s': %s", path, g_strerror(-error));
+    } else if (content && strcmp(content, SUPERBLOCK_NAME) == 0) {
+        error = errmsg_set(err, -EEXIST, "'%s' is a cowfs store already", path);
+    } else if (content) {
+        error = errmsg_set(err, -ENOTEMPTY,
+                           "'%s' is no cowfs store and not empty (there is '%s' in it); "
+                           "a new store needs an empty directory",
+                           path, content);
+    }
+    g_free(content);
+    if (error) {
+        close(fd);
+        return error;
+    }
+    *dir_fd = fd;
+    return 0;
+}
+
+/* The process id in the lock file, 0 if there is none. */
+static long read_holder(int fd)
+{
+    char text[LOCK_FILE_MAX_BYTES] = "";
+    ssize_t n = pread(fd, text, sizeof(text) - 1, 0);
+    return n > 0 ? strtol(text, NULL, 10) : 0;
+}
+
+int store_lock(const char *path, struct errmsg *err)
+{
+    char *name = g_build_filename(path, LOCK_NAME, NULL);
+    bool writable = true;
+    int fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0 && (errno == EROFS || errno == EACCES)) {
+        /* Looking at a store on a read-only medium: flock works there, too. */
+        writable = false;
+        fd = open(name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    }
+    if (fd < 0) {
+        int error = errmsg_set(err, -errno, "cannot open '%s': %s", name, g_strerror(errno));
+        g_free(name);
+        return error;
+    }
+    g_free(name);
+
+    while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        if (errno == EINTR)
+            continue;
+        int error = -errno;
+        if (error == -EWOULDBLOCK) {
+            long holder = read_holder(fd);
+            error = holder > 0 ? errmsg_set(err, -EBUSY, "the store '%s' is in use by process %ld",
+                                            path, holder)
+                               : errmsg_set(err, -EBUSY, "the store '%s' is in use", path);
+        } else {
+            errmsg_set(err, error, "cannot lock the store '%s': %s", path, g_strerror(-error));
+        }
+        close(fd);
+        return error;
+    }
+    if (writable) {
+        /* For the message above alone: on a full disk the lock counts, the
+         * text does not. */
+        char text[32];
+        int n = snprintf(text, sizeof(text), "%ld\n", (long)getpid());
+        if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)n, 0) != n)
+            g_debug("cannot write the process id into the lock file of '%s'", path);
+    }
+    return fd;
+}
