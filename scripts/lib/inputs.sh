@@ -25,6 +25,9 @@
 # stderr and leave no half-made OUT. They need root (private mounts), but never
 # install anything and never touch the network but through apt.
 #
+# A trap of the caller's that runs while one of these works sees its local
+# variables (out, work, status, ...) instead of the caller's own of that name.
+#
 # `set -e` is off inside a function that is called in a condition, so nothing
 # here relies on it: every step that matters carries its own `||`.
 
