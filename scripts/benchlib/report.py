@@ -84,7 +84,9 @@ class Line:
 
 class Report:
     def __init__(self, root, arguments):
-        self.root, self.lines, self.notes, self.warnings = root, [], [], []
+        self.lines, self.notes, self.warnings = [], [], []
+        # Directories of this machine, which have no place in a report.
+        self.private = [str(root)]
         self.facts = {
             "bench": "cowfs", "arguments": arguments, "started": _now(),
             **_commit(root), "machine": _machine(), "load_at_start": os.getloadavg(),
@@ -96,14 +98,21 @@ class Report:
         say("  " + " | ".join(line.cells()[1:]))
         return line
 
+    def _scrubbed(self, text):
+        for path in self.private:
+            text = text.replace(path + "/", "").replace(path, "")
+        return text
+
     def skip_row(self, row, what, reason):
-        self.add(row, what, "x", {}, skipped=reason)
+        self.add(row, what, "x", {}, skipped=self._scrubbed(reason))
 
     def note(self, row, text):
+        text = self._scrubbed(text)
         self.notes.append((row, text))
         say(f"  note: {text}")
 
     def warn(self, text):
+        text = self._scrubbed(text)
         if text not in self.warnings:
             self.warnings.append(text)
             say(f"  warning: {text}")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A workplace that leaves nothing behind.
 
-The bench runs in a mount namespace of its own, and loop devices are made by
-`mount -o loop`, which frees them with the mount. So even after a SIGKILL no
-mount, no loop device and no tmpfs stays; what the `with` blocks below clean up
-in every other case is the same again, in order, plus the directory.
+Every volume, mount and child lives in a `with` block, so that failures and
+signals undo them in order. Beneath that is a mount namespace of the bench's
+own, and loop devices come from `mount -o loop`, which frees them with the
+mount: what even a SIGKILL leaves behind is gone when the last daemon is.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ class Skip(Exception):
 
 class CommandFailed(Exception):
     def __init__(self, argv, status, stderr):
-        lines = stderr.strip().splitlines()
-        last = lines[-1] if lines else "no message"
+        # The last two: a helper names the command it ran behind that one's words.
+        last = "; ".join(stderr.strip().splitlines()[-2:]) or "no message"
         super().__init__(f"{os.path.basename(str(argv[0]))} ended with {status}: {last}")
         self.stderr = stderr
 
@@ -109,16 +109,20 @@ class Sandbox:
             raise Skip("the time for the whole bench is over (--minutes)")
         argv = [str(a) for a in argv]
         try:
-            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                                  errors="replace", timeout=min(timeout_s, left), check=False,
-                                  env={**os.environ, **(env or {})})
+            child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                     stderr=subprocess.PIPE, text=True, errors="replace",
+                                     env={**os.environ, **(env or {})}, process_group=0)
         except FileNotFoundError:
             raise Skip(f"{argv[0]} is not installed") from None
+        try:
+            out, err = child.communicate(timeout=min(timeout_s, left))
         except subprocess.TimeoutExpired as e:
-            raise CommandFailed(argv, f"nothing within {e.timeout:.0f} s", "timed out") from None
-        if done.returncode != 0:
-            raise CommandFailed(argv, done.returncode, done.stderr)
-        return done.stdout
+            raise CommandFailed(argv, f"no end within {e.timeout:.0f} s", "stopped") from None
+        finally:
+            stop_group(child)
+        if child.returncode != 0:
+            raise CommandFailed(argv, child.returncode, err)
+        return out
 
     def new_path(self, name):
         self._count += 1
@@ -155,6 +159,14 @@ class Sandbox:
             size_bytes //= 2
         Sandbox.need("the smallest form of this row", size_bytes * times)
         return size_bytes
+
+
+def stop_group(child):
+    """Ends a child that still runs, and its own children (a cp that
+    bench_spawn times): they would keep the mount busy."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def unmount(path, tries=20):

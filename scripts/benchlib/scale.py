@@ -37,7 +37,7 @@ def full(rounds):
 
 
 def quick(rounds):
-    return Scale(quick=True, rounds=rounds or 2, snap_bytes=GIB, snap_writes=50_000,
-                 own_clones=5, unit_bytes=GIB // 2, tiles=64, many_clones=2000, window=30,
-                 chain=300, chain_writes=4, random_reads=8_000, clones=40, clone_writes=1000,
-                 image_mib=512, memory_mib=256, unique_gib=1, qd1_ops=8_000, qd16_ops=20_000)
+    return Scale(quick=True, rounds=rounds or 2, snap_bytes=GIB // 2, snap_writes=25_000,
+                 own_clones=5, unit_bytes=GIB // 2, tiles=64, many_clones=1000, window=30,
+                 chain=300, chain_writes=4, random_reads=8_000, clones=25, clone_writes=1000,
+                 image_mib=256, memory_mib=128, unique_gib=1, qd1_ops=8_000, qd16_ops=20_000)

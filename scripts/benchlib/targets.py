@@ -171,19 +171,21 @@ def _stop_cowfs(target):
         wait_until(lambda: not target.pids(), 5, 0.1)
 
 
-def bdi_settings(target):
-    """What the kernel allows this mount: dirty limits and readahead differ
-    between daemons that set them and those that do not."""
+def _bdi(target):
     with open("/proc/self/mountinfo", encoding="utf-8") as f:
         for line in f:
             words = line.split()
             if words[4] == str(target.directory):
-                base = pathlib.Path("/sys/class/bdi", words[2])
-                break
-        else:
-            return {}
-    result = {}
-    for name in ("read_ahead_kb", "max_ratio", "strict_limit"):
-        with contextlib.suppress(OSError):
-            result[name] = int((base / name).read_text())
-    return result
+                return pathlib.Path("/sys/class/bdi", words[2])
+    raise Skip(f"{target.name} is not mounted any more")
+
+
+def bdi_settings(target):
+    """How far the kernel lets this mount's page cache go."""
+    return {name: int((_bdi(target) / name).read_text())
+            for name in ("read_ahead_kb", "max_ratio", "strict_limit")}
+
+
+def set_bdi(target, settings):
+    for name, value in settings.items():
+        (_bdi(target) / name).write_text(str(value))

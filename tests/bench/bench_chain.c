@@ -25,7 +25,8 @@ static int open_source(const char *path, uint64_t *bytes)
 {
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) != 0) die("%s", path);
+    if (fd < 0 || fstat(fd, &st) != 0)
+        die("%s", path);
     *bytes = (uint64_t)st.st_size;
     return fd;
 }
@@ -33,7 +34,8 @@ static int open_source(const char *path, uint64_t *bytes)
 static int create(const char *path)
 {
     int fd = open(path, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0644);
-    if (fd < 0) die("%s", path);
+    if (fd < 0)
+        die("%s", path);
     return fd;
 }
 
@@ -42,8 +44,10 @@ static void copy_range(int from, int to, const char *to_path, uint64_t bytes, ui
     off_t in = 0, out = (off_t)to_offset;
     while (bytes) {
         ssize_t done = copy_file_range(from, &in, to, &out, bytes, 0);
-        if (done < 0 && errno == EINTR) continue;
-        if (done <= 0) die("copy_file_range to %s", to_path);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            die("copy_file_range to %s", to_path);
         bytes -= (uint64_t)done;
     }
 }
@@ -56,7 +60,8 @@ static void write_blocks(int fd, const char *path, uint64_t bytes, uint64_t coun
     for (uint64_t i = 0; i < count; i++) {
         rng_fill(buffer, BLOCK_BYTES, &state);
         off_t offset = (off_t)(block_picker_next(&picker) * BLOCK_BYTES);
-        if (pwrite(fd, buffer, BLOCK_BYTES, offset) != BLOCK_BYTES) die("write to %s", path);
+        if (pwrite(fd, buffer, BLOCK_BYTES, offset) != BLOCK_BYTES)
+            die("write to %s", path);
     }
     block_picker_free(&picker);
     free(buffer);
@@ -70,16 +75,19 @@ static void make_chain(const char *first, const char *prefix, uint64_t count, ui
     double started = now_us();
     for (uint64_t n = 1; n <= count; n++) {
         char *path = NULL;
-        if (asprintf(&path, "%s%llu", prefix, (unsigned long long)n) < 0) die("memory for a name");
+        if (asprintf(&path, "%s%llu", prefix, (unsigned long long)n) < 0)
+            die("memory for a name");
         int to = create(path);
         copy_range(from, to, path, bytes, 0);
-        if (writes) write_blocks(to, path, bytes, writes, seed + n);
+        if (writes)
+            write_blocks(to, path, bytes, writes, seed + n);
         close(from);
         from = to;
         free(path);
     }
     /* The last one is durable; the caller syncs the mount for the others. */
-    if (fsync(from) != 0) die("fsync of the last clone of %s", first);
+    if (fsync(from) != 0)
+        die("fsync of the last clone of %s", first);
     close(from);
     printf("chain_us %.1f\n", now_us() - started);
 }
@@ -89,8 +97,10 @@ static void tile(const char *source, const char *target, uint64_t times)
     uint64_t bytes;
     int from = open_source(source, &bytes), to = create(target);
     double started = now_us();
-    for (uint64_t n = 0; n < times; n++) copy_range(from, to, target, bytes, n * bytes);
-    if (fsync(to) != 0) die("fsync of %s", target);
+    for (uint64_t n = 0; n < times; n++)
+        copy_range(from, to, target, bytes, n * bytes);
+    if (fsync(to) != 0)
+        die("fsync of %s", target);
     close(to);
     close(from);
     printf("tile_us %.1f\n", now_us() - started);

@@ -50,7 +50,8 @@ static inline uint64_t parse_u64(const char *text, const char *usage)
     char *end;
     errno = 0;
     uint64_t value = strtoull(text, &end, 10);
-    if (errno || end == text || *end || *text == '-') misused(usage);
+    if (errno || end == text || *end || *text == '-')
+        misused(usage);
     return value;
 }
 
@@ -74,7 +75,8 @@ static inline uint64_t rng_seed(uint64_t seed)
 static inline void rng_fill(void *buffer, size_t bytes, uint64_t *state)
 {
     uint64_t *words = buffer;
-    for (size_t i = 0; i < bytes / sizeof(*words); i++) words[i] = rng_next(state);
+    for (size_t i = 0; i < bytes / sizeof(*words); i++)
+        words[i] = rng_next(state);
 }
 
 static inline void *aligned_buffer(size_t bytes)
@@ -102,8 +104,13 @@ struct block_picker {
 
 static inline struct block_picker block_picker_new(uint64_t block_count, uint64_t seed)
 {
-    struct block_picker p = { block_count, rng_seed(seed), calloc(block_count / 8 + 1, 1) };
-    if (!p.taken) die("a bitmap of %llu blocks", (unsigned long long)block_count);
+    if (block_count == 0) {
+        errno = EINVAL;
+        die("a file of less than one block");
+    }
+    struct block_picker p = {block_count, rng_seed(seed), calloc(block_count / 8 + 1, 1)};
+    if (!p.taken)
+        die("a bitmap of %llu blocks", (unsigned long long)block_count);
     return p;
 }
 

@@ -21,14 +21,16 @@
 
 #include "bench_common.h"
 
-static const char usage[] = "bench_io fill FILE BYTES SEED\n"
-                            "       bench_io write FILE COUNT SEED\n"
-                            "       bench_io read FILE random|sequential COUNT SEED buffered|direct";
+static const char usage[] =
+    "bench_io fill FILE BYTES SEED\n"
+    "       bench_io write FILE COUNT SEED\n"
+    "       bench_io read FILE random|sequential COUNT SEED buffered|direct";
 
 static uint64_t size_of(int fd, const char *path)
 {
     struct stat st;
-    if (fstat(fd, &st) != 0) die("%s", path);
+    if (fstat(fd, &st) != 0)
+        die("%s", path);
     return (uint64_t)st.st_size;
 }
 
@@ -37,8 +39,10 @@ static void write_all(int fd, const char *path, const void *data, size_t bytes, 
     const char *at = data;
     while (bytes) {
         ssize_t done = pwrite(fd, at, bytes, (off_t)offset);
-        if (done < 0 && errno == EINTR) continue;
-        if (done <= 0) die("write to %s", path);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            die("write to %s", path);
         at += done;
         offset += (uint64_t)done;
         bytes -= (size_t)done;
@@ -48,15 +52,18 @@ static void write_all(int fd, const char *path, const void *data, size_t bytes, 
 static void sync_and_tell(int fd, const char *path, double started)
 {
     double written = now_us();
-    if (fsync(fd) != 0) die("fsync of %s", path);
+    if (fsync(fd) != 0)
+        die("fsync of %s", path);
     printf("write_us %.1f\nfsync_us %.1f\n", written - started, now_us() - written);
-    if (close(fd) != 0) die("close of %s", path);
+    if (close(fd) != 0)
+        die("close of %s", path);
 }
 
 static void fill(const char *path, uint64_t bytes, uint64_t seed)
 {
     int fd = open(path, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0644);
-    if (fd < 0) die("%s", path);
+    if (fd < 0)
+        die("%s", path);
     void *buffer = aligned_buffer(BIG_BYTES);
     uint64_t state = rng_seed(seed);
     double started = now_us();
@@ -72,9 +79,11 @@ static void fill(const char *path, uint64_t bytes, uint64_t seed)
 static void scatter(const char *path, uint64_t count, uint64_t seed)
 {
     int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0) die("%s", path);
+    if (fd < 0)
+        die("%s", path);
     uint64_t block_count = size_of(fd, path) / BLOCK_BYTES;
-    if (count > block_count) misused(usage);
+    if (count > block_count)
+        misused(usage);
     struct block_picker picker = block_picker_new(block_count, seed);
     uint64_t state = rng_seed(~seed);
     void *buffer = aligned_buffer(BLOCK_BYTES);
@@ -92,11 +101,14 @@ static uint64_t resident_pages(int fd, const char *path, uint64_t bytes)
 {
     size_t page_count = (size_t)((bytes + BLOCK_BYTES - 1) / BLOCK_BYTES);
     void *map = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
-    if (map == MAP_FAILED) die("mmap of %s", path);
+    if (map == MAP_FAILED)
+        die("mmap of %s", path);
     unsigned char *seen = malloc(page_count);
-    if (!seen || mincore(map, bytes, seen) != 0) die("mincore of %s", path);
+    if (!seen || mincore(map, bytes, seen) != 0)
+        die("mincore of %s", path);
     uint64_t resident = 0;
-    for (size_t i = 0; i < page_count; i++) resident += seen[i] & 1;
+    for (size_t i = 0; i < page_count; i++)
+        resident += seen[i] & 1;
     free(seen);
     munmap(map, bytes);
     return resident;
@@ -105,10 +117,12 @@ static uint64_t resident_pages(int fd, const char *path, uint64_t bytes)
 static void drop_cache(const char *path)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) die("%s", path);
+    if (fd < 0)
+        die("%s", path);
     uint64_t bytes = size_of(fd, path);
     /* Dirty pages cannot be dropped. */
-    if (fsync(fd) != 0) die("fsync of %s", path);
+    if (fsync(fd) != 0)
+        die("fsync of %s", path);
     int error = posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     if (error) {
         errno = error;
@@ -122,27 +136,33 @@ static void timed_read(const char *path, bool random, uint64_t count, uint64_t s
 {
     drop_cache(path);
     int fd = open(path, O_RDONLY | O_CLOEXEC | (direct ? O_DIRECT : 0));
-    if (fd < 0) die("%s", path);
+    if (fd < 0)
+        die("%s", path);
     size_t unit = random ? BLOCK_BYTES : BIG_BYTES;
     uint64_t unit_count = size_of(fd, path) / unit;
-    if (count == 0) count = unit_count;
-    if (count > unit_count) misused(usage);
+    if (count == 0)
+        count = unit_count;
+    if (count > unit_count)
+        misused(usage);
     /* Without this, readahead turns 4 KiB reads into 128 KiB ones. */
-    if (random && !direct) posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+    if (random && !direct)
+        posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
     struct block_picker picker = block_picker_new(unit_count, seed);
     char *buffer = aligned_buffer(unit);
     double started = now_us();
     for (uint64_t i = 0; i < count; i++) {
         uint64_t which = random ? block_picker_next(&picker) : i;
         ssize_t got = pread(fd, buffer, unit, (off_t)(which * unit));
-        if (got < 0) die("read of %s", path);
+        if (got < 0)
+            die("read of %s", path);
         if ((size_t)got != unit) {
             fprintf(stderr, "%s: read %zd bytes in place of %zu\n", path, got, unit);
             exit(1);
         }
     }
     double took = now_us() - started;
-    printf("read_us %.1f\nbytes %llu\n", took, (unsigned long long)(count * unit));
+    uint64_t bytes = count * unit;
+    printf("read_us %.1f\nbytes %llu\n", took, (unsigned long long)bytes);
     block_picker_free(&picker);
     free(buffer);
     close(fd);

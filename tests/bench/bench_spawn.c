@@ -28,17 +28,21 @@ static char *with_number(const char *word, uint64_t number)
     int length = mark ? asprintf(&result, "%.*s%llu%s", (int)(mark - word), word,
                                  (unsigned long long)number, mark + 2)
                       : asprintf(&result, "%s", word);
-    if (length < 0) die("memory for a command");
+    if (length < 0)
+        die("memory for a command");
     return result;
 }
 
 static double run_once(char **words, uint64_t number, const posix_spawn_file_actions_t *actions)
 {
     size_t count = 0;
-    while (words[count]) count++;
+    while (words[count])
+        count++;
     char **argv = calloc(count + 1, sizeof(*argv));
-    if (!argv) die("memory for a command");
-    for (size_t i = 0; i < count; i++) argv[i] = with_number(words[i], number);
+    if (!argv)
+        die("memory for a command");
+    for (size_t i = 0; i < count; i++)
+        argv[i] = with_number(words[i], number);
 
     double start = now_us();
     pid_t pid;
@@ -49,7 +53,8 @@ static double run_once(char **words, uint64_t number, const posix_spawn_file_act
     }
     int status;
     while (waitpid(pid, &status, 0) < 0)
-        if (errno != EINTR) die("waiting for %s", argv[0]);
+        if (errno != EINTR)
+            die("waiting for %s", argv[0]);
     double took = now_us() - start;
 
     if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
@@ -57,7 +62,8 @@ static double run_once(char **words, uint64_t number, const posix_spawn_file_act
                 (unsigned long long)number, argv[0], (unsigned)status);
         exit(1);
     }
-    for (size_t i = 0; i < count; i++) free(argv[i]);
+    for (size_t i = 0; i < count; i++)
+        free(argv[i]);
     free(argv);
     return took;
 }
@@ -67,11 +73,14 @@ int main(int argc, char **argv)
     enum { MOST_COMMANDS = 16 };
     char **commands[MOST_COMMANDS];
     size_t command_count = 0;
-    if (argc < 5 || strcmp(argv[3], "--") != 0) misused(usage);
+    if (argc < 5 || strcmp(argv[3], "--") != 0)
+        misused(usage);
     uint64_t count = parse_u64(argv[1], usage), first = parse_u64(argv[2], usage);
     for (int i = 3; i < argc; i++) {
-        if (strcmp(argv[i], "--") != 0) continue;
-        if (command_count == MOST_COMMANDS || !argv[i + 1]) misused(usage);
+        if (strcmp(argv[i], "--") != 0)
+            continue;
+        if (command_count == MOST_COMMANDS || !argv[i + 1])
+            misused(usage);
         argv[i] = NULL; /* ends the command before */
         commands[command_count++] = &argv[i + 1];
     }
