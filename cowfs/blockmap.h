@@ -45,14 +45,10 @@ int map_lookup(struct node_cache *cache, const struct map *map, uint64_t index, 
 int map_seek(struct node_cache *cache, const struct map *map, uint64_t index, uint64_t end,
              bool data, uint64_t *out);
 
-/* Maps [index, index+n) to chunks first, first+1, ..., which have no owner
- * yet: each gets one. What was mapped there loses one. */
+/* Maps [index, index+n) to chunks first, first+1, ..., which get one owner
+ * more each (new chunks their first). What was mapped there loses one. */
 int map_set(struct node_cache *cache, struct map *map, uint64_t index, uint64_t n, chunk_t first,
             bool reserved);
-
-/* Like map_set for chunks that may have owners (dedup, copy_file_range). */
-int map_set_shared(struct node_cache *cache, struct map *map, uint64_t index, uint64_t n,
-                   chunk_t first, bool reserved);
 
 /* Makes [index, index+n) a hole. n may reach to UINT64_MAX - index. */
 int map_punch(struct node_cache *cache, struct map *map, uint64_t index, uint64_t n);
@@ -83,9 +79,10 @@ int map_each(struct node_cache *cache, const struct map *map, uint64_t index, ui
              map_extent_fn fn, void *arg);
 
 /* Calls fn for each range of indexes in which the maps have different chunk
- * numbers (not: different bytes); shared subtrees are skipped unseen. */
+ * numbers (not: different bytes), in order, from chunk index begin up to
+ * end; shared subtrees are skipped unseen. */
 typedef int (*map_differ_fn)(void *arg, uint64_t index, uint64_t n);
-int map_diff(struct node_cache *cache, const struct map *a, const struct map *b, uint64_t end,
-             map_differ_fn fn, void *arg);
+int map_diff(struct node_cache *cache, const struct map *a, const struct map *b, uint64_t begin,
+             uint64_t end, map_differ_fn fn, void *arg);
 
 #endif

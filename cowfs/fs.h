@@ -10,13 +10,15 @@
  *
  *   fs->ns_lock   rwlock over all names: directory entries, parents, link
  *                 counts. Shared to look up and list, exclusive to change.
- *                 No data I/O happens under it.
+ *                 No data I/O happens under it. It prefers writers, so nobody
+ *                 takes it shared twice.
  *
  * Nothing of cowfs/ but fuse_*.c knows FUSE.
  */
 #ifndef COWFS_FS_H
 #define COWFS_FS_H
 
+#include "chunkstore/content_index.h"
 #include "chunkstore/errmsg.h"
 #include "chunkstore/superblock.h"
 #include "cowfs/inode.h"
@@ -27,13 +29,13 @@ struct slot_streams;
 
 struct fs_config {
     bool read_only;
-    bool create;          /* make the store if absent */
-    uint32_t chunk_bytes; /* for a new store; 0: default */
-    uint64_t cache_bytes; /* metadata in memory, unchanged part; 0: default 64 MiB */
+    bool create;                 /* make the store if absent */
+    uint32_t chunk_bytes;        /* for a new store; 0: default */
+    uint64_t cache_bytes;        /* metadata in memory, unchanged part; 0: default 64 MiB */
     unsigned commit_interval_ms; /* 0: default 5000 */
     bool seal_background;
-    unsigned seal_delay_ms;      /* a file is sealed when unwritten for so long; 0: 30000 */
-    uint64_t seal_rate_bytes;    /* per second, 0: unlimited */
+    unsigned seal_delay_ms;   /* a file is sealed when unwritten for so long; 0: 30000 */
+    uint64_t seal_rate_bytes; /* per second, 0: unlimited */
 };
 
 struct fs {
@@ -42,6 +44,7 @@ struct fs {
     int lock_fd;
     struct fs_config config;
     uint32_t chunk_bytes;
+    content_hash_fn hash; /* content_hash_xxh3, but in tests of collisions */
     struct metadb *db;
     struct segments *segments;
     struct counts *chunk_counts;
@@ -53,12 +56,17 @@ struct fs {
     struct sealer *sealer;
     struct reaper *reaper;
     pthread_rwlock_t ns_lock;
-    /* Durable counters, in the KEY_META record. */
+    /* Durable counters, in the KEY_META record (meta.h). */
     atomic_uint_fast64_t inode_count;
-    atomic_uint_fast64_t chunks_live;   /* as of the last open, plus counts_stats */
-    uint64_t base_live, base_merges;
+    uint64_t base_live, base_merges; /* at the last opening; now: fs_chunks_live, fs_merges */
     bool opened_unclean;
+    bool closing;             /* the next commit is the last (changed inside the gate) */
+    struct wbuf meta_written; /* the KEY_META record as of the last flip */
+    uint64_t name_hash_mask;  /* all ones; tests narrow it so that names collide */
 };
+
+/* The database of a store is the directory STORE/metadb. */
+#define FS_METADB_DIR "metadb"
 
 /* Opens (or makes) the store; err tells what is wrong. Threads are started:
  * call after any fork. */
@@ -70,9 +78,14 @@ int fs_close(struct fs *fs);
 /* All that was acknowledged so far is durable on return. */
 int fs_commit(struct fs *fs);
 
-/* -EROFS when mounted read-only, the sticky error after a failed sync, else 0.
- * Every changing operation asks first; it also throttles (txn_throttle), so
- * call it before any lock. */
+/* Chunks that have an owner, and how many owners came by deduplication. */
+uint64_t fs_chunks_live(struct fs *fs);
+uint64_t fs_merges(struct fs *fs);
+
+/* -EROFS when mounted read-only, the error of the last commit if that failed
+ * (but for -ENOSPC: deleting must go on then), else 0. Every changing
+ * operation asks first; it also throttles (txn_throttle), so call it before
+ * any lock. */
 int fs_may_change(struct fs *fs);
 
 /* The caller of an operation, for permission checks that the kernel does not
@@ -81,6 +94,8 @@ struct caller {
     uint32_t uid, gid;
     uint32_t pid;
     uint32_t umask;
+    const uint32_t *groups; /* supplementary; may be NULL */
+    unsigned group_count;
 };
 
 #endif

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "chunkstore/content_index.h"
+
+#include "chunkstore/keys.h"
+
+#include <errno.h>
+#include <glib.h>
+#include <xxhash.h>
+
+struct content_hash content_hash_xxh3(const void *data, size_t bytes,
+                                      const uint8_t secret[HASH_SECRET_BYTES])
+{
+    struct content_hash hash;
+    XXH128_canonical_t canonical;
+    XXH128_canonicalFromHash(&canonical,
+                             XXH3_128bits_withSecret(data, bytes, secret, HASH_SECRET_BYTES));
+    memcpy(hash.bytes, canonical.digest, sizeof(hash.bytes));
+    return hash;
+}
+
+static size_t content_key(uint8_t *key, const struct content_hash *hash)
+{
+    return key_u64(key, KEY_CONTENT, get_be64(hash->bytes));
+}
+
+int content_index_find(struct metadb *db, const struct content_hash *hash, chunk_t *chunk)
+{
+    uint8_t key[KEY_MAX];
+    struct metadb_value value;
+    int error = metadb_get(db, key, content_key(key, hash), &value);
+    if (error)
+        return error;
+    if (value.len == 8)
+        *chunk = get_be64(value.data);
+    else
+        error = -EUCLEAN;
+    metadb_value_free(&value);
+    return error;
+}
+
+void content_index_add(struct metadb *db, const struct content_hash *hash, chunk_t chunk,
+                       bool findable)
+{
+    uint8_t key[KEY_MAX], number[8];
+    put_be64(number, chunk);
+    if (findable)
+        metadb_put(db, key, content_key(key, hash), number, sizeof(number));
+    metadb_put(db, key, key_u64(key, KEY_CHUNK_HASH, chunk), hash->bytes, sizeof(hash->bytes));
+}
+
+int content_index_hash_of(struct metadb *db, chunk_t chunk, struct content_hash *out)
+{
+    uint8_t key[KEY_MAX];
+    struct metadb_value value;
+    int error = metadb_get(db, key, key_u64(key, KEY_CHUNK_HASH, chunk), &value);
+    if (error)
+        return error;
+    if (value.len == sizeof(out->bytes))
+        memcpy(out->bytes, value.data, value.len);
+    else
+        error = -EUCLEAN;
+    metadb_value_free(&value);
+    return error;
+}
+
+/* Removes the records of [first, end), at most `limit`; *next: how far it got. */
+static int clean_run(struct metadb *db, chunk_t first, chunk_t end, uint64_t limit, chunk_t *next)
+{
+    uint8_t lower[KEY_MAX], upper[KEY_MAX], key[KEY_MAX];
+    size_t lower_len = key_u64(lower, KEY_CHUNK_HASH, first);
+    size_t upper_len = key_u64(upper, KEY_CHUNK_HASH, end);
+    struct metadb_iter *it = metadb_iter_new(db, lower, lower_len, upper, upper_len);
+    *next = end;
+    for (; metadb_iter_valid(it); metadb_iter_next(it), limit--) {
+        size_t key_len, len;
+        const uint8_t *k = metadb_iter_key(it, &key_len);
+        const uint8_t *v = metadb_iter_value(it, &len);
+        chunk_t chunk = get_be64(k + 1), found;
+        struct content_hash hash;
+        if (limit == 0) {
+            *next = chunk;
+            break;
+        }
+        if (len == sizeof(hash.bytes)) {
+            memcpy(hash.bytes, v, len);
+            if (content_index_find(db, &hash, &found) == 0 && found == chunk)
+                metadb_delete(db, key, content_key(key, &hash));
+        }
+        metadb_delete(db, key, key_u64(key, KEY_CHUNK_HASH, chunk));
+    }
+    int error = metadb_iter_status(it);
+    metadb_iter_free(it);
+    return error;
+}
+
+int content_index_clean(struct metadb *db, uint64_t limit, bool *more)
+{
+    uint8_t lower = KEY_DEAD_SEALED, upper = KEY_DEAD_SEALED + 1;
+    uint8_t key[KEY_MAX];
+    *more = false;
+    struct metadb_iter *it = metadb_iter_new(db, &lower, 1, &upper, 1);
+    int error = 0;
+    for (unsigned runs = 0; metadb_iter_valid(it) && !error; metadb_iter_next(it), runs++) {
+        size_t key_len, len;
+        const uint8_t *k = metadb_iter_key(it, &key_len);
+        const uint8_t *v = metadb_iter_value(it, &len);
+        struct rbuf r = rbuf_of(v, len);
+        chunk_t first = key_len == 9 ? get_be64(k + 1) : 0, next;
+        uint64_t count = rbuf_get_varint(&r);
+        if (key_len != 9 || r.bad) {
+            error = -EUCLEAN;
+            break;
+        }
+        if (runs == limit) {
+            *more = true;
+            break;
+        }
+        error = clean_run(db, first, first + count, limit, &next);
+        if (error)
+            break;
+        metadb_delete(db, key, key_u64(key, KEY_DEAD_SEALED, first));
+        if (next < first + count) {
+            struct wbuf rest = {0};
+            wbuf_put_varint(&rest, first + count - next);
+            metadb_put(db, key, key_u64(key, KEY_DEAD_SEALED, next), rest.data, rest.len);
+            wbuf_free(&rest);
+            *more = true;
+            break;
+        }
+    }
+    if (!error)
+        error = metadb_iter_status(it);
+    metadb_iter_free(it);
+    return error;
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * content_index.h - content hash -> chunk, and back.
+ *
+ * The hash is XXH3-128 with the store's secret: fast, and without the secret
+ * nobody can make two contents collide. It is a hint all the same: the index
+ * is keyed by its first 8 bytes, and who finds a chunk here compares the bytes
+ * before he shares it. If two contents collide, the first keeps the entry and
+ * the second stays sealed without one.
+ *
+ *   KEY_CONTENT    first 8 bytes of hash -> chunk     to find an equal
+ *   KEY_CHUNK_HASH chunk -> hash                      scrub; to clean up
+ *   KEY_DEAD_SEALED first chunk -> count              freed, not yet removed
+ *
+ * A chunk that is freed leaves its records behind (removing them costs two
+ * random deletes a chunk, too slow for deleting a file); the run is noted as
+ * dead in the same commit, and content_index_clean removes them afterwards.
+ * Until then a look-up may give a chunk without owner: check its count.
+ *
+ * Threads: any. Changes inside a transaction.
+ */
+#ifndef CHUNKSTORE_CONTENT_INDEX_H
+#define CHUNKSTORE_CONTENT_INDEX_H
+
+#include "chunkstore/segment.h"
+#include "chunkstore/superblock.h"
+
+struct content_hash {
+    uint8_t bytes[16]; /* XXH128 canonical (big-endian) form */
+};
+
+typedef struct content_hash (*content_hash_fn)(const void *data, size_t bytes,
+                                               const uint8_t secret[HASH_SECRET_BYTES]);
+
+/* The real one; tests put a weaker one in its place to make collisions. */
+struct content_hash content_hash_xxh3(const void *data, size_t bytes,
+                                      const uint8_t secret[HASH_SECRET_BYTES]);
+
+/* -ENOENT if there is none. */
+int content_index_find(struct metadb *db, const struct content_hash *hash, chunk_t *chunk);
+/* Records the hash of a sealed chunk. `findable`: as the one to be found for
+ * this content (the caller saw that there is no living one). */
+void content_index_add(struct metadb *db, const struct content_hash *hash, chunk_t chunk,
+                       bool findable);
+int content_index_hash_of(struct metadb *db, chunk_t chunk, struct content_hash *out);
+
+/* Removes records of dead chunks, about `limit` of them; *more if some are
+ * left. */
+int content_index_clean(struct metadb *db, uint64_t limit, bool *more);
+
+#endif

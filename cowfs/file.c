@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * file.c - reading, seeking, and the attributes that follow the content.
+ */
+#include "cowfs/file.h"
+#include "cowfs/file_internal.h"
+#include "cowfs/sealer.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+ssize_t content_read(struct fs *fs, const struct map *map, uint64_t size_bytes, void *buffer,
+                     size_t bytes, uint64_t offset_bytes)
+{
+    if (offset_bytes >= size_bytes)
+        return 0;
+    bytes = min_u64(bytes, size_bytes - offset_bytes);
+    uint8_t *out = buffer;
+    size_t done = 0;
+    int error = 0;
+    /* What is looked up here may lose its last owner to the sealer, which
+     * exchanges chunks in shared leaves; the read section keeps its bytes. */
+    unsigned section = segments_read_enter(fs->segments);
+    while (done < bytes && !error) {
+        uint64_t at = offset_bytes + done;
+        uint64_t index = at / fs->chunk_bytes, skip = at % fs->chunk_bytes;
+        uint64_t want = div_round_up_u64(skip + (bytes - done), fs->chunk_bytes);
+        struct extent e;
+        error = map_lookup(fs->nodes, map, index, want, false, &e);
+        if (error)
+            break;
+        size_t part = min_u64(bytes - done, e.count * fs->chunk_bytes - skip);
+        if (e.chunk)
+            error = segments_read(fs->segments, e.chunk, skip, out + done, part);
+        else
+            memset(out + done, 0, part);
+        done += part;
+    }
+    segments_read_exit(fs->segments, section);
+    return error ? error : (ssize_t)done;
+}
+
+ssize_t file_read(struct inode *inode, void *buffer, size_t bytes, uint64_t offset_bytes)
+{
+    pthread_rwlock_rdlock(&inode->map_lock);
+    ssize_t n = content_read(inode->fs, &inode->attr.map, inode->attr.size_bytes, buffer, bytes,
+                             offset_bytes);
+    pthread_rwlock_unlock(&inode->map_lock);
+    return n;
+}
+
+int file_seek(struct inode *inode, uint64_t offset_bytes, int whence, uint64_t *out)
+{
+    struct fs *fs = inode->fs;
+    uint64_t index = offset_bytes / fs->chunk_bytes, found;
+    int error = 0;
+    if (whence != SEEK_DATA && whence != SEEK_HOLE)
+        return -EINVAL;
+    pthread_rwlock_rdlock(&inode->map_lock);
+    uint64_t size = inode->attr.size_bytes;
+    if (offset_bytes >= size) {
+        error = -ENXIO;
+    } else {
+        error = map_seek(fs->nodes, &inode->attr.map, index, div_round_up_u64(size, fs->chunk_bytes),
+                         whence == SEEK_DATA, &found);
+        if (!error)
+            *out = min_u64(max_u64(found * fs->chunk_bytes, offset_bytes), size);
+    }
+    pthread_rwlock_unlock(&inode->map_lock);
+    return error;
+}
+
+void file_set_size(struct inode *inode, uint64_t size_bytes)
+{
+    pthread_mutex_lock(&inode->attr_lock);
+    inode->attr.size_bytes = size_bytes;
+    pthread_mutex_unlock(&inode->attr_lock);
+    inode_mark_dirty(inode);
+}
+
+void content_changed(struct inode *inode, uint64_t size_bytes, unsigned flags)
+{
+    struct fs *fs = inode->fs;
+    bool drop_capability = false;
+    txn_enter(fs->txn);
+    pthread_mutex_lock(&inode->attr_lock);
+    struct inode_attr *a = &inode->attr;
+    if (size_bytes > a->size_bytes)
+        a->size_bytes = size_bytes;
+    if (!(flags & CHANGED_KEEP_TIMES))
+        inode_touch_mtime(inode);
+    if (flags & CHANGED_KILL_SUID) {
+        a->mode &= ~(uint32_t)S_ISUID;
+        if (a->mode & S_IXGRP)
+            a->mode &= ~(uint32_t)S_ISGID;
+    }
+    if (a->has_capability) {
+        a->has_capability = false;
+        drop_capability = true;
+    }
+    pthread_mutex_unlock(&inode->attr_lock);
+    inode_mark_dirty(inode);
+    if (!(flags & CHANGED_NO_SEAL))
+        sealer_note_write(fs, inode);
+    if (drop_capability) {
+        /* As the kernel does for local file systems (security/commoncap.c). */
+        static const char name[] = "security.capability";
+        uint8_t key[KEY_MAX];
+        size_t len = key_u64(key, KEY_XATTR, inode->ino);
+        memcpy(key + len, name, sizeof(name) - 1);
+        metadb_delete(fs->db, key, len + sizeof(name) - 1);
+    }
+    txn_exit(fs->txn);
+}
+
+int file_drop_map(struct fs *fs, struct map *map)
+{
+    bool more;
+    int error = map_release(fs->nodes, map, &more);
+    if (error || !more)
+        return error;
+    struct inode *orphan = inode_new(fs->inodes, S_IFREG, 0, 0, 0);
+    pthread_mutex_lock(&orphan->attr_lock);
+    orphan->attr.nlink = 0;
+    orphan->attr.map = *map;
+    pthread_mutex_unlock(&orphan->attr_lock);
+    inode_mark_orphan(orphan);
+    inode_mark_dirty(orphan);
+    *map = (struct map){0};
+    inode_put(orphan);
+    return 0;
+}
+
+int file_clone_locked(struct inode *src, struct inode *dst)
+{
+    struct map map;
+    int error = map_clone(src->fs->nodes, &src->attr.map, &map);
+    if (error)
+        return error;
+    pthread_mutex_lock(&dst->attr_lock);
+    dst->attr.map = map;
+    dst->attr.size_bytes = src->attr.size_bytes;
+    pthread_mutex_unlock(&dst->attr_lock);
+    inode_mark_dirty(dst);
+    if (atomic_load(&src->unsealed))
+        sealer_note_write(src->fs, dst);
+    return 0;
+}

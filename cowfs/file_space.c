@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * file_space.c - truncate and fallocate.
+ *
+ * Invariant: bytes of the last chunk beyond the end of the file are zero, and
+ * chunks beyond it are reserved ones, which read as zeros. So growing a file
+ * is setting its size.
+ */
+#include "cowfs/file_internal.h"
+#include "cowfs/sealer.h"
+#include "cowfs/slots.h"
+
+#include <errno.h>
+#include <linux/falloc.h>
+
+/* Chunks punched or reserved in one transaction, so that a commit need not
+ * wait long for the gate: 1 GiB of 4 KiB chunks. */
+#define STEP_CHUNKS (UINT64_C(1) << 18)
+
+static int punch_chunks(struct inode *inode, uint64_t from, uint64_t to)
+{
+    struct fs *fs = inode->fs;
+    int error = 0;
+    while (from < to && !error) {
+        /* Jump over what is not there: sparse files are large. */
+        error = map_seek(fs->nodes, &inode->attr.map, from, to, true, &from);
+        if (error)
+            return error == -ENXIO ? 0 : error;
+        uint64_t end = min_u64(to, round_down_u64(from, STEP_CHUNKS) + STEP_CHUNKS);
+        txn_enter(fs->txn);
+        error = map_punch(fs->nodes, &inode->attr.map, from, end - from);
+        inode_mark_dirty(inode);
+        txn_exit(fs->txn);
+        from = end;
+    }
+    return error;
+}
+
+int content_zero(struct inode *inode, uint64_t from, uint64_t to)
+{
+    static const uint8_t zeros[CHUNK_BYTES_MAX];
+    uint64_t chunk_bytes = inode->fs->chunk_bytes;
+    uint64_t first_whole = div_round_up_u64(from, chunk_bytes), end_whole = to / chunk_bytes;
+    int error = 0;
+    if (from >= to)
+        return 0;
+    if (first_whole > end_whole) /* within one chunk */
+        return content_write(inode, zeros, to - from, from);
+    if (from % chunk_bytes)
+        error = content_write(inode, zeros, first_whole * chunk_bytes - from, from);
+    if (!error)
+        error = punch_chunks(inode, first_whole, end_whole);
+    if (!error && to % chunk_bytes)
+        error = content_write(inode, zeros, to % chunk_bytes, end_whole * chunk_bytes);
+    return error;
+}
+
+/* To zero: the whole map goes at once, however large. */
+static int truncate_all(struct inode *inode)
+{
+    struct fs *fs = inode->fs;
+    txn_enter(fs->txn);
+    struct map map = inode->attr.map;
+    inode->attr.map = (struct map){0};
+    file_set_size(inode, 0);
+    int error = file_drop_map(fs, &map);
+    txn_exit(fs->txn);
+    return error;
+}
+
+/* Downwards in steps; each leaves a file that is whole and a bit shorter. */
+static int truncate_down(struct inode *inode, uint64_t size_bytes)
+{
+    struct fs *fs = inode->fs;
+    uint64_t keep = div_round_up_u64(size_bytes, fs->chunk_bytes);
+    uint64_t end = div_round_up_u64(inode->attr.size_bytes, fs->chunk_bytes);
+    /* What was reserved beyond the end (FALLOC_FL_KEEP_SIZE). */
+    int error = punch_chunks(inode, end, map_capacity(inode->attr.map.levels));
+    while (end > keep && !error) {
+        uint64_t from = max_u64(keep, round_down_u64(end - 1, STEP_CHUNKS));
+        txn_enter(fs->txn);
+        error = map_punch(fs->nodes, &inode->attr.map, from, end - from);
+        file_set_size(inode, max_u64(size_bytes, from * fs->chunk_bytes));
+        txn_exit(fs->txn);
+        end = from;
+    }
+    if (!error && size_bytes % fs->chunk_bytes)
+        error = content_zero(inode, size_bytes, keep * fs->chunk_bytes);
+    return error;
+}
+
+int file_truncate(struct inode *inode, uint64_t size_bytes)
+{
+    struct fs *fs = inode->fs;
+    int error = fs_may_change(fs);
+    if (error)
+        return error;
+    if (size_bytes > (uint64_t)FILE_SIZE_MAX)
+        return -EFBIG;
+    pthread_rwlock_wrlock(&inode->map_lock);
+    uint64_t old = inode->attr.size_bytes;
+    if (size_bytes == 0 && inode->attr.map.levels)
+        error = truncate_all(inode);
+    else if (size_bytes < old)
+        error = truncate_down(inode, size_bytes);
+    if (!error) {
+        txn_enter(fs->txn);
+        file_set_size(inode, size_bytes);
+        pthread_mutex_lock(&inode->attr_lock);
+        inode_touch_mtime(inode);
+        pthread_mutex_unlock(&inode->attr_lock);
+        inode_mark_dirty(inode);
+        txn_exit(fs->txn);
+    }
+    pthread_rwlock_unlock(&inode->map_lock);
+    return error;
+}
+
+/* Reserves the hole [index, index + count): a piece of it, *done chunks. */
+static int reserve_hole(struct inode *inode, uint64_t index, uint64_t count, uint64_t *done)
+{
+    struct fs *fs = inode->fs;
+    chunk_t first = 0;
+    txn_enter(fs->txn);
+    int error = map_fill_slots(fs->nodes, &inode->attr.map, index, count, &first, done);
+    inode_mark_dirty(inode);
+    txn_exit(fs->txn);
+    if (!error && first == 0)
+        error = slots_take(fs->streams, inode->ino, *done, &first, done);
+    if (!error)
+        error = segments_reserve(fs->segments, first, *done);
+    if (error)
+        return error;
+    txn_enter(fs->txn);
+    error = map_set(fs->nodes, &inode->attr.map, index, *done, first, true);
+    inode_mark_dirty(inode);
+    txn_exit(fs->txn);
+    return error;
+}
+
+static int reserve(struct inode *inode, uint64_t from, uint64_t to)
+{
+    struct fs *fs = inode->fs;
+    uint64_t index = from / fs->chunk_bytes, end = div_round_up_u64(to, fs->chunk_bytes);
+    /* First ask for all of it, so that what cannot fit fails before it has
+     * filled the disk. */
+    uint64_t missing = 0;
+    struct extent e;
+    int error = 0;
+    for (uint64_t i = index; i < end && !error; i += e.count) {
+        error = map_lookup(fs->nodes, &inode->attr.map, i, end - i, false, &e);
+        missing += error || e.chunk ? 0 : e.count;
+    }
+    if (!error && missing > UINT64_MAX / fs->chunk_bytes)
+        error = -ENOSPC;
+    if (!error)
+        error = segments_check_space(fs->segments, missing * fs->chunk_bytes);
+    while (index < end && !error) {
+        uint64_t done;
+        error = map_lookup(fs->nodes, &inode->attr.map, index, end - index, false, &e);
+        if (error)
+            break;
+        done = e.count;
+        if (!e.chunk)
+            error = reserve_hole(inode, index, e.count, &done);
+        index += done;
+    }
+    return error;
+}
+
+int file_fallocate(struct inode *inode, int mode, uint64_t offset_bytes, uint64_t length_bytes)
+{
+    bool keep_size = mode & FALLOC_FL_KEEP_SIZE;
+    int what = mode & ~FALLOC_FL_KEEP_SIZE;
+    if (what != 0 && what != FALLOC_FL_ZERO_RANGE && what != FALLOC_FL_PUNCH_HOLE)
+        return -EOPNOTSUPP;
+    if (what == FALLOC_FL_PUNCH_HOLE && !keep_size)
+        return -EOPNOTSUPP;
+    if (length_bytes == 0)
+        return -EINVAL;
+    if (!file_range_ok(offset_bytes, length_bytes))
+        return -EFBIG;
+    int error = fs_may_change(inode->fs);
+    if (error)
+        return error;
+    uint64_t end = offset_bytes + length_bytes;
+    pthread_rwlock_wrlock(&inode->map_lock);
+    if (what == 0) {
+        error = reserve(inode, offset_bytes, end);
+    } else {
+        /* Up to the end of the file only: beyond it all is zero, but may be
+         * reserved. Punching gives that back too. */
+        uint64_t zero_end = what == FALLOC_FL_PUNCH_HOLE ? end : min_u64(end, inode->attr.size_bytes);
+        /* The edge in the last chunk need not be written beyond the end. */
+        uint64_t size_end = round_up_u64(inode->attr.size_bytes, inode->fs->chunk_bytes);
+        if (zero_end >= inode->attr.size_bytes && zero_end < size_end)
+            zero_end = size_end;
+        error = content_zero(inode, offset_bytes, zero_end);
+    }
+    if (!error)
+        content_changed(inode, keep_size ? 0 : end, 0);
+    pthread_rwlock_unlock(&inode->map_lock);
+    return error;
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * file_write.c - writing.
+ *
+ * A range is cut into pieces of whole chunks and at most two edges. What
+ * happens to a piece depends on what is mapped there:
+ *
+ *   its data is zero        -> hole                          (put_zero)
+ *   exclusive chunks        -> overwritten in place          (put_in_place)
+ *   shared or sealed chunks -> compared; only those that differ are written
+ *                              to new, packed slots          (put_shared)
+ *   a hole                  -> slots of the leaf's own group (put_hole)
+ *
+ * Overwriting in place needs the map lock shared only, since nothing in the
+ * map changes: that is the fast path, tried first.
+ */
+#include "cowfs/file_internal.h"
+#include "cowfs/sealer.h"
+#include "cowfs/slots.h"
+
+#include <errno.h>
+#include <glib.h>
+
+/* A write on its way. */
+struct job {
+    struct inode *inode;
+    struct fs *fs;
+    const uint8_t *data;
+    uint64_t offset, end; /* bytes */
+};
+
+/* Bytes of the job that lie in chunk `index`. */
+struct edge {
+    uint64_t from, to; /* within the chunk */
+    const uint8_t *data;
+};
+
+static struct edge edge_of(const struct job *j, uint64_t index)
+{
+    uint64_t start = index * j->fs->chunk_bytes;
+    uint64_t from = max_u64(start, j->offset), to = min_u64(start + j->fs->chunk_bytes, j->end);
+    return (struct edge){.from = from - start, .to = to - start, .data = j->data + (from - j->offset)};
+}
+
+static bool is_whole(const struct job *j, const struct edge *e)
+{
+    return e->to - e->from == j->fs->chunk_bytes;
+}
+
+/* How many whole chunks from `index` are alike in being zero or not; *zero
+ * tells which. 0 if the chunk at index is an edge. */
+static uint64_t whole_run(const struct job *j, uint64_t index, bool *zero)
+{
+    uint64_t n = 0, chunk_bytes = j->fs->chunk_bytes;
+    for (uint64_t end = j->end / chunk_bytes; index + n < end; n++) {
+        struct edge e = edge_of(j, index + n);
+        if (!is_whole(j, &e))
+            break;
+        bool z = bytes_are_zero(e.data, chunk_bytes);
+        if (n == 0)
+            *zero = z;
+        else if (z != *zero)
+            break;
+    }
+    return n;
+}
+
+/* Writes data to new slots and maps them. `data` is whole chunks. */
+static int put_new(struct job *j, uint64_t index, uint64_t count, const uint8_t *data, bool hole)
+{
+    struct fs *fs = j->fs;
+    struct map *map = &j->inode->attr.map;
+    int error = segments_check_space(fs->segments, count * fs->chunk_bytes);
+    while (count > 0 && !error) {
+        chunk_t first = 0;
+        uint64_t got = count;
+        if (hole) {
+            txn_enter(fs->txn);
+            error = map_fill_slots(fs->nodes, map, index, count, &first, &got);
+            inode_mark_dirty(j->inode);
+            txn_exit(fs->txn);
+        }
+        if (!error && first == 0)
+            error = slots_take(fs->streams, j->inode->ino, got, &first, &got);
+        if (!error)
+            error = segments_write(fs->segments, first, 0, data, got * fs->chunk_bytes);
+        if (error)
+            return error;
+        txn_enter(fs->txn);
+        error = map_set(fs->nodes, map, index, got, first, false);
+        inode_mark_dirty(j->inode);
+        txn_exit(fs->txn);
+        index += got;
+        count -= got;
+        data += got * fs->chunk_bytes;
+    }
+    return error;
+}
+
+static int put_hole_range(struct job *j, uint64_t index, uint64_t count)
+{
+    struct fs *fs = j->fs;
+    txn_enter(fs->txn);
+    int error = map_punch(fs->nodes, &j->inode->attr.map, index, count);
+    inode_mark_dirty(j->inode);
+    txn_exit(fs->txn);
+    return error;
+}
+
+static int put_zero(struct job *j, uint64_t index, uint64_t count)
+{
+    struct fs *fs = j->fs;
+    for (uint64_t done = 0; done < count;) {
+        struct extent e;
+        int error = map_lookup(fs->nodes, &j->inode->attr.map, index + done, count - done, true, &e);
+        if (error)
+            return error;
+        if (e.chunk && e.reserved && e.exclusive)
+            error = segments_write(fs->segments, e.chunk, 0, edge_of(j, index + done).data,
+                                   e.count * fs->chunk_bytes);
+        else if (e.chunk)
+            error = put_hole_range(j, index + done, e.count);
+        if (error)
+            return error;
+        done += e.count;
+    }
+    return 0;
+}
+
+/* Whole chunks over shared or sealed ones: what is equal stays shared. */
+static int put_shared(struct job *j, const struct extent *e, const uint8_t *data)
+{
+    struct fs *fs = j->fs;
+    uint64_t chunk_bytes = fs->chunk_bytes, step = WORK_BYTES / chunk_bytes;
+    uint8_t old[WORK_BYTES];
+    for (uint64_t done = 0; done < e->count; done += step) {
+        uint64_t n = min_u64(step, e->count - done);
+        unsigned section = segments_read_enter(fs->segments);
+        int error = segments_read(fs->segments, e->chunk + done, 0, old, n * chunk_bytes);
+        segments_read_exit(fs->segments, section);
+        for (uint64_t i = 0, k; i < n && !error; i = k) {
+            const uint8_t *new_data = data + (done + i) * chunk_bytes;
+            k = i + 1;
+            if (memcmp(old + i * chunk_bytes, new_data, chunk_bytes) == 0)
+                continue;
+            while (k < n && memcmp(old + k * chunk_bytes, data + (done + k) * chunk_bytes,
+                                   chunk_bytes) != 0)
+                k++;
+            error = put_new(j, e->index + done + i, k - i, new_data, false);
+        }
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+/* A part of one chunk that is not exclusive (or a hole): merge with what is
+ * there, then treat it as a whole one. */
+static int put_edge(struct job *j, const struct extent *e, const struct edge *edge)
+{
+    struct fs *fs = j->fs;
+    uint8_t merged[CHUNK_BYTES_MAX];
+    if (e->chunk) {
+        unsigned section = segments_read_enter(fs->segments);
+        int error = segments_read(fs->segments, e->chunk, 0, merged, fs->chunk_bytes);
+        segments_read_exit(fs->segments, section);
+        if (error)
+            return error;
+        if (memcmp(merged + edge->from, edge->data, edge->to - edge->from) == 0)
+            return 0;
+    } else {
+        if (bytes_are_zero(edge->data, edge->to - edge->from))
+            return 0;
+        memset(merged, 0, fs->chunk_bytes);
+    }
+    memcpy(merged + edge->from, edge->data, edge->to - edge->from);
+    if (bytes_are_zero(merged, fs->chunk_bytes))
+        return put_hole_range(j, e->index, 1);
+    return put_new(j, e->index, 1, merged, e->chunk == 0);
+}
+
+static int put_piece(struct job *j, uint64_t index, uint64_t *done)
+{
+    struct fs *fs = j->fs;
+    bool zero = false;
+    uint64_t count = whole_run(j, index, &zero);
+    if (count && zero) {
+        *done = count;
+        return put_zero(j, index, count);
+    }
+    struct extent e;
+    struct edge edge = edge_of(j, index);
+    int error = map_lookup(fs->nodes, &j->inode->attr.map, index, count ? count : 1, true, &e);
+    if (error)
+        return error;
+    *done = e.count;
+    if (e.exclusive)
+        return segments_write(fs->segments, e.chunk, edge.from, edge.data,
+                              count ? e.count * fs->chunk_bytes : edge.to - edge.from);
+    if (count == 0)
+        return put_edge(j, &e, &edge);
+    if (e.chunk)
+        return put_shared(j, &e, edge.data);
+    return put_new(j, index, e.count, edge.data, true);
+}
+
+int content_write(struct inode *inode, const uint8_t *data, size_t bytes, uint64_t offset_bytes)
+{
+    struct fs *fs = inode->fs;
+    struct job j = {
+        .inode = inode,
+        .fs = fs,
+        .data = data,
+        .offset = offset_bytes,
+        .end = offset_bytes + bytes,
+    };
+    uint64_t index = offset_bytes / fs->chunk_bytes;
+    uint64_t end = div_round_up_u64(j.end, fs->chunk_bytes);
+    while (index < end) {
+        uint64_t done;
+        int error = put_piece(&j, index, &done);
+        if (error)
+            return error;
+        index += done;
+    }
+    return 0;
+}
+
+/* All of the range may be overwritten in place, and none of it becomes a
+ * hole? Then does it. map_lock held shared. */
+static int write_in_place(struct inode *inode, const uint8_t *data, size_t bytes,
+                          uint64_t offset_bytes, bool *done)
+{
+    struct fs *fs = inode->fs;
+    struct job j = {inode, fs, data, offset_bytes, offset_bytes + bytes};
+    uint64_t index = offset_bytes / fs->chunk_bytes;
+    uint64_t end = div_round_up_u64(j.end, fs->chunk_bytes);
+    struct {
+        chunk_t chunk;
+        uint64_t skip, bytes;
+        const uint8_t *data;
+    } io[8];
+    unsigned ios = 0;
+    *done = false;
+    if (j.end > inode->attr.size_bytes)
+        return 0;
+    while (index < end) {
+        struct extent e;
+        int error = map_lookup(fs->nodes, &inode->attr.map, index, end - index, true, &e);
+        if (error)
+            return error;
+        if (!e.exclusive || ios == G_N_ELEMENTS(io))
+            return 0;
+        for (uint64_t i = 0; i < e.count && !e.reserved; i++) {
+            struct edge edge = edge_of(&j, index + i);
+            if (is_whole(&j, &edge) && bytes_are_zero(edge.data, fs->chunk_bytes))
+                return 0;
+        }
+        struct edge first = edge_of(&j, index), last = edge_of(&j, index + e.count - 1);
+        io[ios].chunk = e.chunk;
+        io[ios].skip = first.from;
+        io[ios].data = first.data;
+        io[ios++].bytes = (e.count - 1) * fs->chunk_bytes + last.to - first.from;
+        index += e.count;
+    }
+    for (unsigned i = 0; i < ios; i++) {
+        int error = segments_write(fs->segments, io[i].chunk, io[i].skip, io[i].data, io[i].bytes);
+        if (error)
+            return error;
+    }
+    *done = true;
+    return 0;
+}
+
+ssize_t file_write(struct inode *inode, const void *buffer, size_t bytes, uint64_t offset_bytes,
+                   struct file_write_flags flags)
+{
+    if (!file_range_ok(offset_bytes, bytes))
+        return -EFBIG;
+    int error = fs_may_change(inode->fs);
+    if (error || bytes == 0)
+        return error;
+    unsigned changed = (flags.from_cache ? CHANGED_KEEP_TIMES : 0) |
+                       (flags.kill_suid ? CHANGED_KILL_SUID : 0);
+    bool done = false;
+    pthread_rwlock_rdlock(&inode->map_lock);
+    error = write_in_place(inode, buffer, bytes, offset_bytes, &done);
+    if (done)
+        content_changed(inode, offset_bytes + bytes, changed);
+    pthread_rwlock_unlock(&inode->map_lock);
+    if (!error && !done) {
+        pthread_rwlock_wrlock(&inode->map_lock);
+        error = content_write(inode, buffer, bytes, offset_bytes);
+        if (!error)
+            content_changed(inode, offset_bytes + bytes, changed);
+        pthread_rwlock_unlock(&inode->map_lock);
+    }
+    return error ? error : (ssize_t)bytes;
+}

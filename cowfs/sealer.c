@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * sealer.c - which files are sealed when. How: seal.c.
+ */
+#include "cowfs/sealer.h"
+
+#include "chunkstore/content_index.h"
+#include "cowfs/file_internal.h"
+
+#include <errno.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    PART_CHUNKS = 256, /* looked at between two pauses */
+    CLEAN_STEP = 4096, /* index records removed in one transaction */
+};
+
+struct sealer {
+    struct fs *fs;
+    pthread_t thread;
+    bool running;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    bool stop;
+    GHashTable *waiting; /* set of inode numbers */
+    GQueue queue;        /* the same, oldest first (GSIZE_TO_POINTER would cut) */
+};
+
+static int64_t now_ms(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static void enqueue(struct sealer *s, uint64_t ino)
+{
+    pthread_mutex_lock(&s->lock);
+    if (!g_hash_table_contains(s->waiting, &ino)) {
+        uint64_t *item = g_memdup2(&ino, sizeof(ino));
+        g_hash_table_add(s->waiting, item);
+        g_queue_push_tail(&s->queue, item);
+        pthread_cond_signal(&s->wake);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+void sealer_note_write(struct fs *fs, struct inode *inode)
+{
+    atomic_store(&inode->written_ms, now_ms());
+    if (atomic_exchange(&inode->unsealed, true))
+        return;
+    uint8_t key[KEY_MAX];
+    metadb_put(fs->db, key, key_u64(key, KEY_UNSEALED, inode->ino), NULL, 0);
+    if (fs->sealer)
+        enqueue(fs->sealer, inode->ino);
+}
+
+/* True if it was woken to stop. */
+static bool pause_ms(struct sealer *s, int64_t ms)
+{
+    int64_t at = now_ms() + ms;
+    struct timespec ts = {.tv_sec = at / 1000, .tv_nsec = (at % 1000) * 1000000};
+    pthread_mutex_lock(&s->lock);
+    while (!s->stop && now_ms() < at)
+        pthread_cond_timedwait(&s->wake, &s->lock, &ts);
+    bool stop = s->stop;
+    pthread_mutex_unlock(&s->lock);
+    return stop;
+}
+
+static void clean_index(struct sealer *s)
+{
+    bool more = true;
+    while (more) {
+        txn_enter(s->fs->txn);
+        int error = content_index_clean(s->fs->db, CLEAN_STEP, &more);
+        txn_exit(s->fs->txn);
+        if (error) {
+            g_warning("content index: %s", g_strerror(-error));
+            return;
+        }
+        pthread_mutex_lock(&s->lock);
+        more = more && !s->stop;
+        pthread_mutex_unlock(&s->lock);
+        if (more)
+            txn_throttle(s->fs->txn);
+    }
+}
+
+/* Seals a file to its end; false if it is being written, or on stop. */
+static bool seal_file(struct sealer *s, struct inode *inode)
+{
+    struct fs *fs = s->fs;
+    uint64_t index = 0;
+    int64_t begin_ms = atomic_load(&inode->written_ms);
+    /* Cleared first: a write from now on sets it and queues the file again. */
+    atomic_store(&inode->unsealed, false);
+    while (index != UINT64_MAX) {
+        struct seal_result r;
+        int64_t t0 = now_ms();
+        if (fs_may_change(fs) != 0)
+            return false;
+        int error = seal_file_part(fs, inode, index, PART_CHUNKS, &r);
+        if (error) {
+            g_warning("sealing inode %" G_GUINT64_FORMAT ": %s", inode->ino, g_strerror(-error));
+            return true;
+        }
+        index = r.next_index;
+        uint64_t bytes = r.hashed_chunks * fs->chunk_bytes;
+        int64_t wait = 0;
+        if (fs->config.seal_rate_bytes)
+            wait = (int64_t)(bytes * 1000 / fs->config.seal_rate_bytes) - (now_ms() - t0);
+        if (pause_ms(s, wait > 0 ? wait : 0))
+            return false;
+        if (atomic_load(&inode->written_ms) != begin_ms)
+            return false;
+    }
+    txn_enter(fs->txn);
+    if (!atomic_load(&inode->unsealed)) {
+        uint8_t key[KEY_MAX];
+        metadb_delete(fs->db, key, key_u64(key, KEY_UNSEALED, inode->ino));
+    }
+    txn_exit(fs->txn);
+    return true;
+}
+
+/* The oldest waiting file, or 0; *wait_ms: until when to sleep. */
+static uint64_t take(struct sealer *s)
+{
+    uint64_t ino = 0;
+    pthread_mutex_lock(&s->lock);
+    uint64_t *item = g_queue_pop_head(&s->queue);
+    if (item) {
+        ino = *item;
+        g_hash_table_remove(s->waiting, item); /* frees item */
+    }
+    pthread_mutex_unlock(&s->lock);
+    return ino;
+}
+
+/* One look at each file that waits. */
+static void round_of_files(struct sealer *s)
+{
+    pthread_mutex_lock(&s->lock);
+    unsigned left = g_queue_get_length(&s->queue);
+    pthread_mutex_unlock(&s->lock);
+    while (left-- > 0) {
+        struct inode *inode;
+        uint64_t ino = take(s);
+        if (ino == 0 || inode_get(s->fs->inodes, ino, &inode) != 0)
+            continue; /* deleted; the reaper drops the record */
+        bool again = false;
+        if (inode->attr.nlink > 0 && S_ISREG(inode->attr.mode)) {
+            bool rested = now_ms() - atomic_load(&inode->written_ms) >=
+                          (int64_t)s->fs->config.seal_delay_ms;
+            again = !rested || !seal_file(s, inode);
+            if (again) {
+                atomic_store(&inode->unsealed, true);
+                enqueue(s, ino);
+            }
+        }
+        inode_put(inode);
+        if (pause_ms(s, 0))
+            return;
+    }
+}
+
+static void *sealer_main(void *arg)
+{
+    struct sealer *s = arg;
+    /* Virtual machines come first. On Linux the nice value is a thread's. */
+    setpriority(PRIO_PROCESS, 0, 10);
+    int64_t period = MIN(MAX(s->fs->config.seal_delay_ms / 4, 50), 5000);
+    while (!pause_ms(s, period)) {
+        if (s->fs->config.seal_background)
+            round_of_files(s);
+        clean_index(s);
+    }
+    return NULL;
+}
+
+static void load_waiting(struct sealer *s)
+{
+    uint8_t lower = KEY_UNSEALED, upper = KEY_UNSEALED + 1;
+    struct metadb_iter *it = metadb_iter_new(s->fs->db, &lower, 1, &upper, 1);
+    for (; metadb_iter_valid(it); metadb_iter_next(it)) {
+        size_t len;
+        const uint8_t *key = metadb_iter_key(it, &len);
+        if (len == 9)
+            enqueue(s, get_be64(key + 1));
+    }
+    metadb_iter_free(it);
+}
+
+int sealer_start(struct fs *fs, struct sealer **out)
+{
+    struct sealer *s = g_new0(struct sealer, 1);
+    s->fs = fs;
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->wake, &clock);
+    pthread_condattr_destroy(&clock);
+    s->waiting = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
+    g_queue_init(&s->queue);
+    *out = s;
+    if (fs->config.read_only)
+        return 0;
+    load_waiting(s);
+    int error = pthread_create(&s->thread, NULL, sealer_main, s);
+    if (error) {
+        *out = NULL;
+        sealer_stop(s);
+        return -error;
+    }
+    s->running = true;
+    return 0;
+}
+
+void sealer_stop(struct sealer *s)
+{
+    if (!s)
+        return;
+    if (s->running) {
+        pthread_mutex_lock(&s->lock);
+        s->stop = true;
+        pthread_cond_signal(&s->wake);
+        pthread_mutex_unlock(&s->lock);
+        pthread_join(s->thread, NULL);
+    }
+    g_queue_clear(&s->queue);
+    g_hash_table_destroy(s->waiting);
+    pthread_mutex_destroy(&s->lock);
+    pthread_cond_destroy(&s->wake);
+    g_free(s);
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * usage_du.c - du: what would come back if a tree were deleted.
+ *
+ * A node or chunk belongs to the tree alone if all its owners lie in the tree.
+ * Owners are counted level by level from the top: a root's owners are inodes of
+ * the tree; if they are all there are (the count says so), the node is ours,
+ * and it is an owner of its children, and so on down to the chunks. What lies
+ * below a node that is not ours is shared, whatever its own count.
+ */
+#include "cowfs/clone.h"
+
+#include "cowfs/names.h"
+
+#include <errno.h>
+#include <glib.h>
+
+struct du {
+    struct fs *fs;
+    struct cowfs_ioc_du *out;
+    GHashTable *seen_inodes;
+    /* Owners found so far: node id -> count, for each level; chunks at [0]. */
+    GHashTable *owners[NODE_LEVEL_MAX + 1];
+    GHashTable *visited_shared; /* nodes whose content was counted as shared */
+    GHashTable *shared_chunks;  /* set */
+    uint64_t exclusive_chunks;
+};
+
+static void count_owner(GHashTable *table, uint64_t id)
+{
+    gpointer key = (gpointer)(uintptr_t)id;
+    uintptr_t n = (uintptr_t)g_hash_table_lookup(table, key);
+    g_hash_table_insert(table, key, (gpointer)(n + 1));
+}
+
+static int mapped_extent(void *arg, const struct extent *e)
+{
+    *(uint64_t *)arg += e->count;
+    return 0;
+}
+
+static int du_file(struct du *d, struct inode *inode)
+{
+    uint64_t chunks = 0;
+    int error = 0;
+    pthread_rwlock_rdlock(&inode->map_lock);
+    struct map map = inode->attr.map;
+    d->out->files++;
+    d->out->apparent += inode->attr.size_bytes;
+    if (map.levels) {
+        count_owner(d->owners[map.levels], map.root);
+        error = map_each(d->fs->nodes, &map, 0, map_capacity(map.levels), mapped_extent, &chunks);
+    }
+    pthread_rwlock_unlock(&inode->map_lock);
+    d->out->mapped += chunks * d->fs->chunk_bytes;
+    return error;
+}
+
+struct listing {
+    GArray *inos;
+};
+
+static int list_entry(void *arg, const struct dir_entry *entry)
+{
+    struct listing *l = arg;
+    if (strcmp(entry->name, ".") != 0 && strcmp(entry->name, "..") != 0)
+        g_array_append_val(l->inos, entry->ino);
+    return 0;
+}
+
+static int du_tree(struct du *d, uint64_t top)
+{
+    GArray *todo = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+    g_array_append_val(todo, top);
+    int error = 0;
+    for (unsigned i = 0; i < todo->len && !error; i++) {
+        uint64_t ino = g_array_index(todo, uint64_t, i);
+        struct inode *inode;
+        if (!g_hash_table_add(d->seen_inodes, (gpointer)(uintptr_t)ino))
+            continue; /* another name of a file that was counted */
+        error = inode_get(d->fs->inodes, ino, &inode);
+        if (error == -ENOENT) {
+            error = 0; /* deleted meanwhile */
+            continue;
+        }
+        if (error)
+            break;
+        if (S_ISREG(inode->attr.mode)) {
+            error = du_file(d, inode);
+        } else if (S_ISDIR(inode->attr.mode)) {
+            struct listing l = {.inos = todo};
+            d->out->directories++;
+            error = names_list(d->fs, ino, 0, list_entry, &l);
+            error = error == -ENOENT ? 0 : error;
+        }
+        inode_put(inode);
+    }
+    g_array_free(todo, TRUE);
+    return error;
+}
+
+/* All that a node shared with others maps is shared. */
+static int add_shared(struct du *d, uint64_t id, unsigned level)
+{
+    struct node *n;
+    if (!g_hash_table_add(d->visited_shared, (gpointer)(uintptr_t)id))
+        return 0;
+    int error = node_get(d->fs->nodes, id, level, &n);
+    if (error)
+        return error;
+    for (unsigned i = 0, alike; i < NODE_ENTRIES && !error; i += alike) {
+        uint64_t value = node_run(n, i, NODE_ENTRIES, &alike);
+        for (unsigned k = 0; value && k < alike && !error; k++) {
+            if (level == 1)
+                g_hash_table_add(d->shared_chunks, (gpointer)(uintptr_t)(ENTRY_CHUNK(value) + k));
+            else
+                error = add_shared(d, value + k, level - 1);
+        }
+    }
+    node_put(n);
+    return error;
+}
+
+static int visit_own(struct du *d, uint64_t id, unsigned level)
+{
+    struct node *n;
+    int error = node_get(d->fs->nodes, id, level, &n);
+    if (error)
+        return error;
+    for (unsigned i = 0, alike; i < NODE_ENTRIES; i += alike) {
+        uint64_t value = node_run(n, i, NODE_ENTRIES, &alike);
+        for (unsigned k = 0; value && k < alike; k++)
+            count_owner(d->owners[level - 1], ENTRY_CHUNK(value) + k);
+    }
+    node_put(n);
+    return 0;
+}
+
+static int judge_level(struct du *d, unsigned level)
+{
+    GHashTableIter it;
+    gpointer key, found;
+    int error = 0;
+    g_hash_table_iter_init(&it, d->owners[level]);
+    while (!error && g_hash_table_iter_next(&it, &key, &found)) {
+        uint64_t id = (uintptr_t)key;
+        struct count_info info;
+        error = counts_get(level ? d->fs->node_counts : d->fs->chunk_counts, id, &info);
+        bool own = !error && info.count <= (uintptr_t)found;
+        if (error)
+            break;
+        if (level == 0) {
+            if (own)
+                d->exclusive_chunks++;
+            else
+                g_hash_table_add(d->shared_chunks, key);
+        } else {
+            error = own ? visit_own(d, id, level) : add_shared(d, id, level);
+        }
+    }
+    return error;
+}
+
+static int judge(struct du *d)
+{
+    int error = 0;
+    for (unsigned level = NODE_LEVEL_MAX; level > 0 && !error; level--)
+        error = judge_level(d, level);
+    return error ? error : judge_level(d, 0);
+}
+
+int usage_du(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out)
+{
+    struct du d = {
+        .fs = fs,
+        .out = out,
+        .seen_inodes = g_hash_table_new(NULL, NULL),
+        .visited_shared = g_hash_table_new(NULL, NULL),
+        .shared_chunks = g_hash_table_new(NULL, NULL),
+    };
+    *out = (struct cowfs_ioc_du){.version = out->version};
+    for (unsigned i = 0; i <= NODE_LEVEL_MAX; i++)
+        d.owners[i] = g_hash_table_new(NULL, NULL);
+    int error = du_tree(&d, ino);
+    /* Files that change while the counts are compared may free nodes that were
+     * noted here; the answer would be out of date anyway: look again. */
+    if (!error)
+        error = judge(&d);
+    out->exclusive = d.exclusive_chunks * fs->chunk_bytes;
+    out->shared = (uint64_t)g_hash_table_size(d.shared_chunks) * fs->chunk_bytes;
+    for (unsigned i = 0; i <= NODE_LEVEL_MAX; i++)
+        g_hash_table_destroy(d.owners[i]);
+    g_hash_table_destroy(d.seen_inodes);
+    g_hash_table_destroy(d.visited_shared);
+    g_hash_table_destroy(d.shared_chunks);
+    return error == -EUCLEAN ? -EAGAIN : error;
+}
