@@ -11,19 +11,27 @@
  *              the map or the size, and for one who takes a clone (so that the
  *              clone is one point in time). Several: ascending by number.
  *   [the transaction gate]
- *   attr_lock  (mutex, leaf) all scalar fields of struct inode_attr, and
- *              map/size for those who only look at them or set them: one who
- *              sets map or size holds map_lock exclusively AND attr_lock.
+ *   attr_lock  (mutex, leaf) all fields of struct inode_attr but the map. One
+ *              who sets the size holds map_lock exclusively AND attr_lock; the
+ *              map is changed under map_lock exclusively, inside the gate.
  *
  * Invariants:
  *  1. refs counts pointers in the daemon; nlookup counts what the kernel
  *     knows (lookup count of fuse_lowlevel.h). An inode stays cached while
  *     either is > 0 or it is changed and not flipped.
  *  2. nlink == 0 (a directory too: removed) and refs == nlookup == 0: its
- *     content is released by the reaper (reap.c); the record KEY_ORPHAN stands
+ *     content is released by the reaper (reap.h); the record KEY_ORPHAN stands
  *     from the unlink on, in the same commit, so that a crash loses nothing.
+ *     Once claimed by the reaper (`reaping`) it cannot be referenced again.
  *  3. Attributes change only inside the transaction gate, followed by
- *     inode_mark_dirty.
+ *     inode_mark_dirty. nlink, parent, and size_bytes of directories change
+ *     only with fs->ns_lock held exclusively besides: who holds ns_lock in any
+ *     way may read them without attr_lock.
+ *  4. An inode is in its shard's LRU exactly if it is not dirty, not reaping,
+ *     and refs == nlookup == 0.
+ *
+ * map_lock prefers writers (a stream of readers must not starve one): nobody
+ * takes it shared twice.
  */
 #ifndef COWFS_INODE_H
 #define COWFS_INODE_H
@@ -45,10 +53,12 @@ struct inode_attr {
     uint64_t rdev;
     uint64_t size_bytes; /* regular: content; symlink: length of target; directory: entries */
     struct timespec atime, mtime, ctime, btime;
-    uint64_t parent; /* directories: the inode of "..", else 0 */
-    struct map map;  /* regular files */
-    char *target;    /* symlinks, owned */
+    uint64_t parent;     /* directories: the inode of "..", else 0 */
+    struct map map;      /* regular files */
+    char *target;        /* symlinks, owned */
     bool has_capability; /* has a security.capability xattr, removed by writing */
+    bool has_xattrs;     /* may have xattrs: if not, none is looked for */
+    bool linkable;       /* O_TMPFILE that has not got a name yet: link(2) may give it one */
 };
 
 struct inode {
@@ -58,13 +68,15 @@ struct inode {
     pthread_mutex_t attr_lock;
     struct inode_attr attr;
     atomic_int_fast64_t refs;
-    uint64_t nlookup;      /* under the cache's lock */
-    bool dirty;            /* in the list of changed inodes; cache's lock */
-    bool reaping;          /* handed to the reaper; cache's lock */
-    atomic_bool unsealed;  /* has been written since the sealer was through with it */
+    uint64_t nlookup;     /* under the cache's lock */
+    atomic_bool dirty;    /* in the list of changed inodes; set under the cache's lock inside
+                              the gate, cleared at the flip */
+    bool reaping;         /* claimed by the reaper; cache's lock */
+    atomic_bool unsealed; /* has been written since the sealer was through with it */
     atomic_int_fast64_t written_ms; /* CLOCK_MONOTONIC, last write (for the sealer) */
-    GList cache_link;      /* inode.c's own */
+    GList lru_link;                 /* inode.c's own: in the shard's LRU while evictable */
     GList dirty_link;
+    bool in_lru;
 };
 
 struct inode_cache;
@@ -76,8 +88,9 @@ void inode_cache_free(struct inode_cache *cache);
  * Inside the gate. Its record is written at the flip. */
 struct inode *inode_new(struct inode_cache *cache, uint32_t mode, uint32_t uid, uint32_t gid,
                         uint64_t rdev);
-/* References the inode. -ENOENT if there is none (-ESTALE's business is the
- * caller's). -EUCLEAN if its record is damaged. */
+/* References the inode. -ENOENT if there is none or it is being reaped
+ * (-ESTALE's business is the caller's). -EUCLEAN if its record is damaged.
+ * May be called inside the gate and under ns_lock. */
 int inode_get(struct inode_cache *cache, uint64_t ino, struct inode **out);
 struct inode *inode_ref(struct inode *inode);
 void inode_put(struct inode *inode); /* NULL is allowed. May hand it to the reaper. */
@@ -99,13 +112,27 @@ void inode_stat(struct inode *inode, struct stat *st);
 /* For the transaction: writes changed inodes to the metadb (exclusive gate). */
 void inode_cache_flip(struct inode_cache *cache);
 uint64_t inode_cache_next_ino(const struct inode_cache *cache);
-uint64_t inode_cache_count(const struct inode_cache *cache);
+uint64_t inode_cache_count(struct inode_cache *cache);
 
-/* Sets nlink 0's consequences inside the gate: KEY_ORPHAN. */
+/* Sets nlink 0's consequences inside the gate: KEY_ORPHAN. clear: a nameless
+ * inode (linkable) got a name. */
 void inode_mark_orphan(struct inode *inode);
+void inode_clear_orphan(struct inode *inode);
 
-/* The codec, for fsck and unit tests. decode: -EUCLEAN if damaged; the target
- * is allocated. */
+/*
+ * For the reaper. claim: the inode with `reaping` set and one reference, if
+ * nobody uses it and it has no links; -EBUSY if it is in use or has links,
+ * -ENOENT if there is none. Then either
+ *   delete_claimed  inside the gate, when its content is gone: drops records
+ *                   and inode, lowers fs->inode_count; or
+ *   unclaim         an error came in between; the orphan record stands.
+ */
+int inode_claim_orphan(struct inode_cache *cache, uint64_t ino, struct inode **out);
+void inode_delete_claimed(struct inode *inode);
+void inode_unclaim(struct inode *inode);
+
+/* The codec (inode_codec.c), for fsck and unit tests too. decode: -EUCLEAN if
+ * damaged; the target is allocated (g_free). */
 void inode_encode(const struct inode_attr *attr, struct wbuf *out);
 int inode_decode(const void *record, size_t len, struct inode_attr *out);
 

@@ -38,6 +38,11 @@ int names_rmdir(struct fs *fs, uint64_t dir, const char *name);
 int names_rename(struct fs *fs, uint64_t dir, const char *name, uint64_t new_dir,
                  const char *new_name, unsigned flags);
 
+/* The most links an inode may have, and the most names with one hash in a
+ * directory (beyond: -EMLINK, -ENOSPC). */
+#define NAMES_LINK_MAX UINT32_C(0x7fffffff)
+enum { NAMES_NAME_MAX = 255, NAMES_TARGET_MAX = 4095, NAMES_PER_HASH_MAX = 8 };
+
 /* One entry of a listing. `cookie` continues after this entry. */
 struct dir_entry {
     const char *name; /* valid during the call */
@@ -47,15 +52,25 @@ struct dir_entry {
 };
 /* Lists entries after position `cookie` (0: from the start, "." and ".."
  * included) until fn returns non-zero (the buffer is full; that entry does not
- * count as listed). Entries that share a hash are never split over two calls
- * unless they do not fit one buffer. */
+ * count as listed). fn is called under ns_lock (shared): it may use inode_get,
+ * but no function of this header. An entry that exists all the while is listed
+ * once; only if a buffer ends among entries that share a hash are those that
+ * were in it listed again. (At most NAMES_PER_HASH_MAX, so any buffer of
+ * 4 KiB makes progress.) -ENOENT for a removed directory. */
 int names_list(struct fs *fs, uint64_t dir, uint64_t cookie,
                int (*fn)(void *arg, const struct dir_entry *entry), void *arg);
 
-/* Building blocks for clone.c, under ns_lock (exclusive) inside the gate. */
-int names_add_locked(struct fs *fs, struct inode *dir, const char *name, const struct inode *child);
-int names_find_locked(struct fs *fs, uint64_t dir, const char *name, uint64_t *ino,
-                      uint32_t *type);
+/*
+ * Building blocks for clone.c, under ns_lock exclusively (find: shared will do).
+ * add: inside the gate; makes the entry and updates dir: entries, times, and,
+ * if the child is a directory, the link count; the child's `parent` is the
+ * caller's. -EEXIST, -ENOENT if dir was removed; nothing was changed then.
+ * find: -ENOENT; type is S_IFMT bits.
+ */
+int names_add_locked(struct fs *fs, struct inode *dir, const char *name, struct inode *child);
+int names_find_locked(struct fs *fs, uint64_t dir, const char *name, uint64_t *ino, uint32_t *type);
+/* 0, -EINVAL or -ENAMETOOLONG. "." and ".." are valid here. */
+int names_check(const char *name);
 
 /* The codec of a directory record, for fsck: calls fn for each entry. */
 int names_decode(const void *record, size_t len,
@@ -64,8 +79,9 @@ uint64_t names_hash(const struct fs *fs, const char *name, size_t len);
 
 /* Extended attributes (xattr.c). Sizes as getxattr(2): size 0 asks for the
  * length. -ENODATA, -ERANGE, -EEXIST/-ENODATA by XATTR_CREATE/REPLACE, -E2BIG
- * beyond 64 KiB, -ENOTSUP for names in system. other than POSIX ACLs? no:
- * all of system. (ACLs are not supported). */
+ * beyond 64 KiB, -ENOTSUP for all of system. (ACLs are not supported). A
+ * change takes the inode's map_lock exclusively, so that a clone is one point
+ * in time of attributes, too. */
 int xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *value, size_t len,
               int flags);
 ssize_t xattr_get(struct fs *fs, uint64_t ino, const char *name, void *buffer, size_t size);
@@ -74,5 +90,7 @@ int xattr_remove(struct fs *fs, uint64_t ino, const char *name);
 /* Copies / drops all xattrs, inside the gate (clone.c, reap.c). */
 int xattr_copy_all(struct fs *fs, uint64_t from, uint64_t to);
 int xattr_drop_all(struct fs *fs, uint64_t ino);
+/* Drops security.capability, as writing to a file does. Inside the gate. */
+void xattr_drop_capability(struct inode *inode);
 
 #endif

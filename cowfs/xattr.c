@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * xattr.c - extended attributes: one record each, keyed by inode and name
+ * (docs/FORMAT.md, "Extended attributes").
+ *
+ * The kernel asks for security.capability before many a write. So an inode
+ * knows whether it ever had any attribute (has_xattrs), and most questions are
+ * answered without the database.
+ */
+#include "cowfs/names.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/limits.h>
+#include <linux/xattr.h>
+
+enum { XATTR_KEY_MAX = 9 + XATTR_NAME_MAX };
+
+static const char capability_name[] = XATTR_NAME_CAPS;
+
+static bool has_prefix(const char *name, const char *prefix)
+{
+    size_t len = strlen(prefix);
+    return strncmp(name, prefix, len) == 0 && name[len];
+}
+
+static int check_name(const char *name)
+{
+    size_t len = strlen(name);
+    if (len == 0 || len > XATTR_NAME_MAX)
+        return -ERANGE;
+    if (has_prefix(name, XATTR_USER_PREFIX) || has_prefix(name, XATTR_TRUSTED_PREFIX) ||
+        has_prefix(name, XATTR_SECURITY_PREFIX))
+        return 0;
+    return -ENOTSUP;
+}
+
+static size_t xattr_key(uint8_t key[XATTR_KEY_MAX], uint64_t ino, const char *name)
+{
+    size_t len = strlen(name);
+    size_t prefix = key_u64(key, KEY_XATTR, ino);
+    memcpy(key + prefix, name, len);
+    return prefix + len;
+}
+
+static bool has_any(struct inode *inode)
+{
+    pthread_mutex_lock(&inode->attr_lock);
+    bool any = inode->attr.has_xattrs;
+    pthread_mutex_unlock(&inode->attr_lock);
+    return any;
+}
+
+/* Inside the gate. */
+static void note_change(struct inode *inode, const char *name, bool present)
+{
+    pthread_mutex_lock(&inode->attr_lock);
+    if (present)
+        inode->attr.has_xattrs = true;
+    if (strcmp(name, capability_name) == 0)
+        inode->attr.has_capability = present;
+    inode_touch_ctime(inode);
+    pthread_mutex_unlock(&inode->attr_lock);
+    inode_mark_dirty(inode);
+}
+
+/* The value; -ENODATA if there is none. */
+static int read_value(struct inode *inode, const char *name, struct metadb_value *value)
+{
+    uint8_t key[XATTR_KEY_MAX];
+    *value = (struct metadb_value){0};
+    if (!has_any(inode))
+        return -ENODATA;
+    int error = metadb_get(inode->fs->db, key, xattr_key(key, inode->ino, name), value);
+    return error == -ENOENT ? -ENODATA : error;
+}
+
+int xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *value, size_t len,
+              int flags)
+{
+    struct inode *inode;
+    struct metadb_value old;
+    uint8_t key[XATTR_KEY_MAX];
+    int error = check_name(name);
+    if (error)
+        return error;
+    if (len > XATTR_SIZE_MAX)
+        return -E2BIG;
+    if (flags & ~(XATTR_CREATE | XATTR_REPLACE))
+        return -EINVAL;
+    error = fs_may_change(fs);
+    if (!error)
+        error = inode_get(fs->inodes, ino, &inode);
+    if (error)
+        return error;
+    pthread_rwlock_wrlock(&inode->map_lock);
+    error = read_value(inode, name, &old);
+    if (error == -ENODATA)
+        error = flags & XATTR_REPLACE ? -ENODATA : 0;
+    else if (!error && (flags & XATTR_CREATE))
+        error = -EEXIST;
+    metadb_value_free(&old);
+    if (!error) {
+        txn_enter(fs->txn);
+        metadb_put(fs->db, key, xattr_key(key, ino, name), value, len);
+        note_change(inode, name, true);
+        txn_exit(fs->txn);
+    }
+    pthread_rwlock_unlock(&inode->map_lock);
+    inode_put(inode);
+    return error;
+}
+
+ssize_t xattr_get(struct fs *fs, uint64_t ino, const char *name, void *buffer, size_t size)
+{
+    struct inode *inode;
+    struct metadb_value value;
+    int error = check_name(name);
+    if (!error)
+        error = inode_get(fs->inodes, ino, &inode);
+    if (error)
+        return error;
+    /* One record is read whole, without a lock. */
+    error = read_value(inode, name, &value);
+    ssize_t result = error;
+    if (!error) {
+        result = (ssize_t)value.len;
+        if (size && size < value.len)
+            result = -ERANGE;
+        else if (size && value.len)
+            memcpy(buffer, value.data, value.len);
+    }
+    metadb_value_free(&value);
+    inode_put(inode);
+    return result;
+}
+
+int xattr_remove(struct fs *fs, uint64_t ino, const char *name)
+{
+    struct inode *inode;
+    struct metadb_value old;
+    uint8_t key[XATTR_KEY_MAX];
+    int error = check_name(name);
+    if (!error)
+        error = fs_may_change(fs);
+    if (!error)
+        error = inode_get(fs->inodes, ino, &inode);
+    if (error)
+        return error;
+    pthread_rwlock_wrlock(&inode->map_lock);
+    error = read_value(inode, name, &old);
+    metadb_value_free(&old);
+    if (!error) {
+        txn_enter(fs->txn);
+        metadb_delete(fs->db, key, xattr_key(key, ino, name));
+        note_change(inode, name, false);
+        txn_exit(fs->txn);
+    }
+    pthread_rwlock_unlock(&inode->map_lock);
+    inode_put(inode);
+    return error;
+}
+
+void xattr_drop_capability(struct inode *inode)
+{
+    uint8_t key[XATTR_KEY_MAX];
+    metadb_delete(inode->fs->db, key, xattr_key(key, inode->ino, capability_name));
+    pthread_mutex_lock(&inode->attr_lock);
+    inode->attr.has_capability = false;
+    pthread_mutex_unlock(&inode->attr_lock);
+    inode_mark_dirty(inode);
+}
+
+/* Calls fn for each attribute; name is not terminated. */
+typedef void (*xattr_fn)(void *arg, const char *name, size_t name_len, const uint8_t *value,
+                         size_t len);
+static int each(struct fs *fs, uint64_t ino, xattr_fn fn, void *arg)
+{
+    uint8_t lower[KEY_MAX], upper[KEY_MAX];
+    size_t prefix = key_u64(lower, KEY_XATTR, ino);
+    size_t upper_len = key_u64(upper, KEY_XATTR, ino + 1);
+    struct metadb_iter *it = metadb_iter_new(fs->db, lower, prefix, upper, upper_len);
+    for (; metadb_iter_valid(it); metadb_iter_next(it)) {
+        size_t key_len, len;
+        const uint8_t *key = metadb_iter_key(it, &key_len);
+        const uint8_t *value = metadb_iter_value(it, &len);
+        fn(arg, (const char *)key + prefix, key_len - prefix, value, len);
+    }
+    int error = metadb_iter_status(it);
+    metadb_iter_free(it);
+    return error;
+}
+
+struct name_list {
+    char *buffer;
+    size_t size, used;
+};
+
+static void add_name(void *arg, const char *name, size_t name_len, const uint8_t *value, size_t len)
+{
+    struct name_list *list = arg;
+    (void)value, (void)len;
+    if (list->used + name_len + 1 <= list->size) {
+        memcpy(list->buffer + list->used, name, name_len);
+        list->buffer[list->used + name_len] = 0;
+    }
+    list->used += name_len + 1;
+}
+
+ssize_t xattr_list(struct fs *fs, uint64_t ino, char *buffer, size_t size)
+{
+    struct name_list list = {.buffer = buffer, .size = size};
+    struct inode *inode;
+    int error = inode_get(fs->inodes, ino, &inode);
+    if (error)
+        return error;
+    if (has_any(inode))
+        error = each(fs, ino, add_name, &list);
+    inode_put(inode);
+    if (error)
+        return error;
+    return size && list.used > size ? -ERANGE : (ssize_t)list.used;
+}
+
+struct copy {
+    struct fs *fs;
+    uint64_t to;
+    uint64_t count;
+};
+
+static void copy_one(void *arg, const char *name, size_t name_len, const uint8_t *value, size_t len)
+{
+    struct copy *copy = arg;
+    uint8_t key[XATTR_KEY_MAX];
+    size_t prefix = key_u64(key, KEY_XATTR, copy->to);
+    if (name_len > XATTR_NAME_MAX)
+        return; /* fsck's matter */
+    memcpy(key + prefix, name, name_len);
+    metadb_put(copy->fs->db, key, prefix + name_len, value, len);
+    copy->count++;
+}
+
+int xattr_copy_all(struct fs *fs, uint64_t from_ino, uint64_t to_ino)
+{
+    struct inode *from, *to;
+    struct copy copy = {.fs = fs, .to = to_ino};
+    int error = inode_get(fs->inodes, from_ino, &from);
+    if (error)
+        return error;
+    bool any = has_any(from);
+    pthread_mutex_lock(&from->attr_lock);
+    bool has_capability = from->attr.has_capability;
+    pthread_mutex_unlock(&from->attr_lock);
+    inode_put(from);
+    if (!any)
+        return 0;
+    error = each(fs, from_ino, copy_one, &copy);
+    int get_error = inode_get(fs->inodes, to_ino, &to);
+    if (get_error)
+        return get_error;
+    /* Also after an error: what was copied has to be found to be dropped. */
+    if (copy.count) {
+        pthread_mutex_lock(&to->attr_lock);
+        to->attr.has_xattrs = true;
+        to->attr.has_capability = has_capability;
+        pthread_mutex_unlock(&to->attr_lock);
+        inode_mark_dirty(to);
+    }
+    inode_put(to);
+    return error;
+}
+
+static void drop_one(void *arg, const char *name, size_t name_len, const uint8_t *value, size_t len)
+{
+    struct copy *drop = arg;
+    uint8_t key[XATTR_KEY_MAX];
+    (void)value, (void)len;
+    size_t prefix = key_u64(key, KEY_XATTR, drop->to);
+    if (name_len > XATTR_NAME_MAX)
+        return;
+    memcpy(key + prefix, name, name_len);
+    metadb_delete(drop->fs->db, key, prefix + name_len);
+}
+
+int xattr_drop_all(struct fs *fs, uint64_t ino)
+{
+    struct copy drop = {.fs = fs, .to = ino};
+    return each(fs, ino, drop_one, &drop);
+}
