@@ -122,7 +122,11 @@ uint64_t segments_garbage_bytes(struct segments *s);
  * After an unclean end: truncate to the cursors now (at open), and punch the
  * slots without owner of flagged segments. `owned` tells for a run of slots
  * beginning at `first` whether the first is owned, and how many after it are
- * alike (1..limit); negative errno on error.
+ * alike (1..limit); negative errno on error. It asks only about slots that
+ * earlier processes handed out. To be called before the first
+ * segments_account_dead after segments_open (asserted: what is freed since has
+ * no owner now, but has one in the last commit). Cheap after a clean end, too,
+ * and worth it then: it clears the flags that the last process left.
  */
 typedef int (*segments_owned_fn)(void *arg, chunk_t first, uint32_t limit, bool *owned,
                                  uint32_t *alike);

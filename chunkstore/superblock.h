@@ -44,8 +44,9 @@ struct superblock {
 int superblock_store_is_absent(const char *path, bool *absent, struct errmsg *err);
 
 /* Makes the directory if it is missing, and a new superblock with a random
- * uuid and secret. -EEXIST if there is one already; -EINVAL for a chunk size
- * that is no power of two in range. */
+ * uuid and secret. -EEXIST if there is one already; -ENOTEMPTY if there is
+ * something else in the directory; -EINVAL for a chunk size that is no power of
+ * two in range. */
 int superblock_create(const char *path, uint32_t chunk_bytes, struct errmsg *err);
 
 /*
@@ -57,7 +58,9 @@ int superblock_create(const char *path, uint32_t chunk_bytes, struct errmsg *err
 int superblock_read(const char *path, bool read_only, struct superblock *out, struct errmsg *err);
 
 /* Takes the lock without waiting. Returns a descriptor to be closed, or
- * -EBUSY (err names the process that holds it, where that is known). */
+ * -EBUSY (err names the process that holds it, where that is known). Children
+ * share it: after a fork it is held until the last copy is closed. The process
+ * named is the one that called, so call it after going into the background. */
 int store_lock(const char *path, struct errmsg *err);
 
 #endif

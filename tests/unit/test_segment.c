@@ -859,6 +859,64 @@ START_TEST(unflagged_segments_are_left_alone_unless_they_are_too_large)
 }
 END_TEST
 
+/* Bit 0 of the flags in the record as the last commit has it. */
+static bool is_flagged(uint32_t id)
+{
+    uint8_t key[KEY_MAX];
+    struct metadb_value value;
+    size_t key_len = key_u64(key, KEY_SEGMENT, id);
+    ck_assert_int_eq(metadb_get(committed, key, key_len, &value), 0);
+    ck_assert_uint_ge(value.len, 4);
+    bool flagged = value.data[1] & 1;
+    metadb_value_free(&value);
+    return flagged;
+}
+
+/* On a file system that compresses, sizes tell nothing: the flag has to be
+ * durable before there can be bytes without an owner. */
+START_TEST(the_flag_is_up_while_unowned_bytes_are_possible)
+{
+    chunk_t held = alloc();
+    chunk_t a = put_group();
+    uint32_t id = id_of(a);
+    commit();
+    ck_assert(is_flagged(id)); /* being filled */
+    finish_segment();
+    chunk_t b = put_group();
+    commit();
+    ck_assert(is_flagged(id)); /* a group is held */
+    segments_group_done(s, held);
+    commit();
+    ck_assert(!is_flagged(id));
+    ck_assert(is_flagged(id_of(b)));
+
+    segments_account_dead(s, a, 3);
+    commit();
+    ck_assert(is_flagged(id)); /* dead in this commit, and not punched */
+    segments_account_dead(s, a + 3, 3);
+    commit();
+    segments_punch(s);
+    commit();
+    ck_assert(!is_flagged(id));
+
+    /* A flag that an earlier process left goes when the segment was looked at. */
+    segments_account_dead(s, a + 6, 3);
+    commit();
+    crash_and_reopen();
+    chunk_t c = put_group();
+    segments_group_done(s, alloc());
+    commit();
+    ck_assert_uint_ne(id_of(c), id);
+    ck_assert(is_flagged(id));
+    g_autoptr(GHashTable) set = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
+    own(set, a + 9, SLOT_GROUP - 9);
+    own(set, b, SLOT_GROUP);
+    ck_assert_int_eq(segments_reclaim(s, owned_by_set, set), 0);
+    commit();
+    ck_assert(!is_flagged(id));
+}
+END_TEST
+
 START_TEST(files_without_a_record_are_removed)
 {
     chunk_t a = put_group();
@@ -1077,6 +1135,7 @@ int main(void)
     tcase_add_test(tc, more_segments_than_descriptors);
     tcase_add_test(tc, an_unclean_end_leaves_no_garbage);
     tcase_add_test(tc, unflagged_segments_are_left_alone_unless_they_are_too_large);
+    tcase_add_test(tc, the_flag_is_up_while_unowned_bytes_are_possible);
     tcase_add_test(tc, files_without_a_record_are_removed);
     tcase_add_test(tc, crashes_around_the_removal_of_a_segment);
     tcase_add_test(tc, held_groups_are_given_up_with_the_process);
