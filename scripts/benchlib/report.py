@@ -129,7 +129,9 @@ class Report:
         out += ["", f"Values are medians of one run with the peers in turn. Commit {f['commit']}"
                     f"{' with changes' if f['changed'] else ''}, {f['started']}, Linux "
                     f"{m['kernel']}, {m['cores']} × {m['cpu']}, "
-                    f"{m['memory_bytes'] / (1 << 30):.0f} GiB. Made by `scripts/bench"
+                    f"{m['memory_bytes'] / (1 << 30):.0f} GiB, load average "
+                    f"{f['load_at_start'][0]:.1f} at the start, {os.getloadavg()[0]:.1f} at the "
+                    f"end (the bench itself makes about 1 to 2). Made by `scripts/bench"
                     f"{''.join(' ' + a for a in f['arguments'])}`."]
         return "\n".join(out) + "\n"
 
