@@ -63,6 +63,10 @@ int segments_alloc_group(struct segments *s, chunk_t *first);
  * for each group; until then its segment, even if empty, is not unlinked, and
  * stays flagged. At segments_close all groups are given up. */
 void segments_group_done(struct segments *s, chunk_t first);
+/* The same for a holder whose writers take a slot, write it and account for it
+ * inside one read section: those that have begun are waited for (at the next
+ * segments_punch), then the group is done. */
+void segments_group_release(struct segments *s, chunk_t first);
 
 /* -ENOSPC if writing `bytes` more would eat up the reserve. Cheap: looks at
  * statfs again only after a good part of the last known free space is used,

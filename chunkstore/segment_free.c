@@ -23,6 +23,7 @@ void segment_free_init(struct segments *s)
     }
     s->committing = g_array_new(FALSE, FALSE, sizeof(struct chunk_run));
     s->punchable = g_array_new(FALSE, FALSE, sizeof(struct chunk_run));
+    s->released = g_array_new(FALSE, FALSE, sizeof(chunk_t));
     s->deleting = g_ptr_array_new();
     s->unlinkable = g_ptr_array_new();
     pthread_mutex_init(&s->free_lock, NULL);
@@ -37,6 +38,7 @@ void segment_free_fini(struct segments *s)
     free(s->dead);
     g_array_unref(s->committing);
     g_array_unref(s->punchable);
+    g_array_unref(s->released);
     g_ptr_array_unref(s->deleting);
     g_ptr_array_unref(s->unlinkable);
     pthread_mutex_destroy(&s->free_lock);
@@ -136,13 +138,22 @@ static bool unlink_segment(struct segments *s, struct segment *seg)
     return true;
 }
 
+void segments_group_release(struct segments *s, chunk_t first)
+{
+    pthread_mutex_lock(&s->free_lock);
+    g_array_append_val(s->released, first);
+    pthread_mutex_unlock(&s->free_lock);
+}
+
 uint64_t segments_punch(struct segments *s)
 {
     pthread_mutex_lock(&s->free_lock);
     GArray *runs = s->punchable;
     GPtrArray *unlinks = s->unlinkable;
-    bool none = runs->len == 0 && unlinks->len == 0;
+    GArray *released = s->released;
+    bool none = runs->len == 0 && unlinks->len == 0 && released->len == 0;
     if (!none) {
+        s->released = g_array_new(FALSE, FALSE, sizeof(chunk_t));
         s->punchable = g_array_new(FALSE, FALSE, sizeof(struct chunk_run));
         s->unlinkable = g_ptr_array_new();
     }
@@ -151,6 +162,9 @@ uint64_t segments_punch(struct segments *s)
         return 0;
 
     segments_synchronize(s);
+    for (unsigned i = 0; i < released->len; i++)
+        segments_group_done(s, g_array_index(released, chunk_t, i));
+    g_array_unref(released);
     uint64_t chunks = punch_runs(s, runs);
     for (unsigned i = 0; i < unlinks->len; i++) {
         struct segment *seg = g_ptr_array_index(unlinks, i);

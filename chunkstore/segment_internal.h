@@ -159,7 +159,7 @@ struct segments {
     pthread_mutex_t changed_lock;
     GPtrArray *changed_list;
 
-    /* segment_free.c. Of free_lock: punchable, unlinkable. The committing
+    /* segment_free.c. Of free_lock: punchable, unlinkable, released. The committing
      * lists belong to flip and durable, which are called one at a time. */
     struct dead_shard *dead;
     GArray *committing; /* struct chunk_run */
@@ -167,6 +167,7 @@ struct segments {
     pthread_mutex_t free_lock;
     GArray *punchable; /* struct chunk_run */
     GPtrArray *unlinkable;
+    GArray *released; /* chunk_t: groups given up, whose writers may be at it */
     atomic_ullong garbage_chunks;
     atomic_uint pending_unlinks;
     atomic_bool freed_any;

@@ -121,6 +121,7 @@ static int reserve_hole(struct inode *inode, uint64_t index, uint64_t count, uin
 {
     struct fs *fs = inode->fs;
     chunk_t first = 0;
+    unsigned section = segments_read_enter(fs->segments); /* see slots.h */
     txn_enter(fs->txn);
     int error = map_fill_slots(fs->nodes, &inode->attr.map, index, count, &first, done);
     inode_mark_dirty(inode);
@@ -129,12 +130,13 @@ static int reserve_hole(struct inode *inode, uint64_t index, uint64_t count, uin
         error = slots_take(fs->streams, inode->ino, *done, &first, done);
     if (!error)
         error = segments_reserve(fs->segments, first, *done);
-    if (error)
-        return error;
-    txn_enter(fs->txn);
-    error = map_set(fs->nodes, &inode->attr.map, index, *done, first, true);
-    inode_mark_dirty(inode);
-    txn_exit(fs->txn);
+    if (!error) {
+        txn_enter(fs->txn);
+        error = map_set(fs->nodes, &inode->attr.map, index, *done, first, true);
+        inode_mark_dirty(inode);
+        txn_exit(fs->txn);
+    }
+    segments_read_exit(fs->segments, section);
     return error;
 }
 

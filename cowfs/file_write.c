@@ -74,6 +74,7 @@ static int put_new(struct job *j, uint64_t index, uint64_t count, const uint8_t 
     while (count > 0 && !error) {
         chunk_t first = 0;
         uint64_t got = count;
+        unsigned section = segments_read_enter(fs->segments); /* see slots.h */
         if (hole) {
             txn_enter(fs->txn);
             error = map_fill_slots(fs->nodes, map, index, count, &first, &got);
@@ -84,12 +85,13 @@ static int put_new(struct job *j, uint64_t index, uint64_t count, const uint8_t 
             error = slots_take(fs->streams, j->inode->ino, got, &first, &got);
         if (!error)
             error = segments_write(fs->segments, first, 0, data, got * fs->chunk_bytes);
-        if (error)
-            return error;
-        txn_enter(fs->txn);
-        error = map_set(fs->nodes, map, index, got, first, false);
-        inode_mark_dirty(j->inode);
-        txn_exit(fs->txn);
+        if (!error) {
+            txn_enter(fs->txn);
+            error = map_set(fs->nodes, map, index, got, first, false);
+            inode_mark_dirty(j->inode);
+            txn_exit(fs->txn);
+        }
+        segments_read_exit(fs->segments, section);
         index += got;
         count -= got;
         data += got * fs->chunk_bytes;

@@ -218,8 +218,9 @@ static int open_chunks(struct fs *fs, struct errmsg *err)
         return error;
     fs->chunk_counts = counts_new(fs->db, KEY_CHUNK_COUNTS, config->cache_bytes / 4);
     fs->node_counts = counts_new(fs->db, KEY_NODE_COUNTS, config->cache_bytes / 8);
-    if (!fs->opened_unclean || config->read_only)
+    if (config->read_only)
         return 0;
+    /* Cheap after a clean end: it looks at flagged segments only. */
     error = segments_reclaim(fs->segments, slots_owned, fs);
     if (error)
         return errmsg_set(err, error, "%s: cannot release what the last run left over: %s",

@@ -42,6 +42,8 @@ struct node_cache *node_cache_new(const struct node_env *env, uint64_t next_id, 
 
 static void node_free(struct node *n)
 {
+    if (n->fill)
+        segments_group_release(n->cache->env.segments, n->fill->base);
     pthread_rwlock_destroy(&n->lock);
     g_free(n->entries);
     g_free(n->fill);

@@ -102,7 +102,8 @@ int node_unref_chunks(struct node_cache *cache, uint64_t first_entry, unsigned n
  * the leaf ends as one run in whatever order it is written. Returns the chunk
  * numbers for [index, index+n), *got of them. For leaves only, map lock held
  * exclusively. Slots are used at most once; 0 and *got if the group's slots
- * for this range are used up: the caller then takes packed slots.
+ * for this range are used up: the caller then takes packed slots. The caller
+ * is in a read section (segment.h) until the slots are mapped or given up.
  */
 int node_fill_slots(struct node *node, unsigned index, unsigned n, chunk_t *first, unsigned *got);
 

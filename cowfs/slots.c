@@ -10,6 +10,7 @@ struct stream {
     _Alignas(64) pthread_mutex_t lock;
     chunk_t next;
     unsigned left;
+    chunk_t group; /* that next lies in */
 };
 
 struct slot_streams {
@@ -43,15 +44,19 @@ int slots_take(struct slot_streams *streams, uint64_t hint, uint64_t n, chunk_t 
     g_assert(n > 0);
     pthread_mutex_lock(&s->lock);
     if (s->left == 0) {
-        error = segments_alloc_group(streams->segments, &s->next);
-        if (!error)
+        error = segments_alloc_group(streams->segments, &s->group);
+        if (!error) {
+            s->next = s->group;
             s->left = SLOT_GROUP;
+        }
     }
     if (!error) {
         *first = s->next;
         *got = n < s->left ? n : s->left;
         s->next += *got;
         s->left -= (unsigned)*got;
+        if (s->left == 0)
+            segments_group_release(streams->segments, s->group);
     }
     pthread_mutex_unlock(&s->lock);
     return error;

@@ -21,7 +21,8 @@ struct slot_streams;
 struct slot_streams *slot_streams_new(struct segments *segments);
 void slot_streams_free(struct slot_streams *streams);
 
-/* Up to `n` neighbouring slots; *got >= 1 of them. `hint` (an inode number)
+/* Up to `n` neighbouring slots; *got >= 1 of them. The caller is in a read
+ * section (segment.h) until they are mapped or given up. `hint` (an inode number)
  * chooses the stream. -ENOSPC as segments_alloc_group. */
 int slots_take(struct slot_streams *streams, uint64_t hint, uint64_t n, chunk_t *first,
                uint64_t *got);
