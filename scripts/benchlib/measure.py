@@ -22,7 +22,7 @@ def scatter(bench, path, count, seed):
 
 def read_speed(bench, path, pattern, count, seed, mode):
     """Bytes a second of a cold read. Pages that could not be dropped would be
-    a warm read in disguise, so that is an error."""
+    a warm read in disguise, so the report then carries a warning."""
     got = helper(bench, "bench_io", "read", path, pattern, count, seed, mode)
     if mode == "buffered" and got["resident_pages"] > 0:
         bench.report.warn(f"{got['resident_pages']:.0f} pages of {path.name} could not be dropped "

@@ -39,7 +39,7 @@ def end_of_a_chain(bench):
                          "", (">=", 0.95))
     bench.report.note(3, f"files of {s.unit_bytes // MIB} MiB, {s.chain_writes} random 4 KiB "
                          "writes in each clone before it is cloned on; a file's pages are dropped "
-                         "before every read, and mincore confirms it")
+                         "before every read, and mincore looked (a warning below if any stayed)")
 
 
 def daemon_memory(bench):
