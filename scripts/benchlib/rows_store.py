@@ -83,7 +83,8 @@ def delete_and_wait(target, limits, most_s=30):
 def tell_growth(bench, results, written, size_bytes):
     s, missing = bench.scale, bench.cowfs_missing
     what = f"{s.clones} clones of {size_bytes >> 20} MiB, {s.clone_writes:,} random 4 KiB writes each"
-    for key, when in (("after", "right after the last fsync"), ("settled", "once it stands still (XFS and btrfs: after a remount)")):
+    for key, when in (("after", "right after the last fsync"),
+                      ("settled", "once it stands still (XFS and btrfs: after a remount)")):
         samples = {n: [r[key] - r["before"]] for n, r in results.items()}
         own = samples.get("cowfs")
         bench.report.add(4, f"{what}: growth {when}", "B", {"cowfs": [], **samples},
