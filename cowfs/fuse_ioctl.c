@@ -92,6 +92,8 @@ static int token_find(struct token_table *table, const uint64_t value[2], uint64
 
 /* ---- requests ---- */
 
+enum { GROUPS_MAX = 1024 };
+
 /* What a handler gets: the caller's struct, a copy that goes back to him. */
 struct call {
     fuse_req_t req;
@@ -111,7 +113,13 @@ static int do_clone(struct call *c)
 {
     struct cowfs_ioc_clone *io = c->io;
     struct caller caller = mount_caller(c->req);
+    gid_t groups[GROUPS_MAX];
     uint64_t source;
+
+    /* libfuse reads them from /proc; without them only the primary group counts. */
+    int group_count = fuse_req_getgroups(c->req, GROUPS_MAX, groups);
+    caller.groups = groups;
+    caller.group_count = (unsigned)CLAMP(group_count, 0, GROUPS_MAX);
 
     if (!memchr(io->name, '\0', sizeof(io->name)))
         return -ENAMETOOLONG;
@@ -181,6 +189,7 @@ static const struct handler {
     {COWFS_IOC_DIFF, do_diff},   {COWFS_IOC_COMMIT, do_commit}, {COWFS_IOC_INFO, do_info},
 };
 
+_Static_assert(sizeof(gid_t) == sizeof(uint32_t), "struct caller takes the list as it is");
 /* The size has 14 bits in a command. */
 _Static_assert(sizeof(struct cowfs_ioc_diff) < 1 << _IOC_SIZEBITS, "too large for an ioctl");
 _Static_assert(sizeof(struct cowfs_ioc_info) < 1 << _IOC_SIZEBITS, "too large for an ioctl");

@@ -280,6 +280,12 @@ int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err)
     int error = fs_open(config->store_path, &config->fs, &m.fs, err);
     if (error)
         goto close_fds;
+    if (config->fs.chunk_bytes && config->fs.chunk_bytes != m.fs->chunk_bytes) {
+        error = errmsg_set(err, -EINVAL, "%s: the store has chunks of %u bytes, not of %u",
+                           config->store_path, m.fs->chunk_bytes, config->fs.chunk_bytes);
+        fs_close(m.fs);
+        goto close_fds;
+    }
     sem_init(&m.initialised, 0, 0);
     m.tokens = token_table_new();
     error = session_mount(&m, config, err);

@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * cowfs_mount.c - cowfs mount, also as mount(8)'s helper.
+ *
+ *   parent                          daemon
+ *     checks paths and options
+ *     fork ------------------------> setsid, opens the store, mounts, serves
+ *     waits on a pipe <------------- "usable", or the reason why not
+ *     exits with that                log to syslog, stdio to /dev/null
+ *
+ * The fork comes first because neither RocksDB nor threads survive one. (Later
+ * the process in between will be the supervisor that holds /dev/fuse.)
+ */
+#include "cowfs/fuse_session.h"
+#include "tools/cowfs_log.h"
+#include "tools/cowfs_options.h"
+#include "tools/cowfs_tool.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* mount(8)'s exit status for helpers. */
+enum { HELPER_MISUSED = 1, HELPER_SYSTEM = 2, HELPER_FAILED = 32 };
+
+static const char help_head[] =
+    "Usage: cowfs mount [-f] [-o OPTIONS] STORE MOUNTPOINT\n"
+    "Mounts the store in directory STORE on MOUNTPOINT, an existing directory, and returns when\n"
+    "the mount can be used. A STORE that is missing or an empty directory is made.\n"
+    "\n"
+    "  -f, --foreground  serve in the foreground, log to the standard error\n"
+    "  -o OPTIONS        options, separated by commas; may be given several times\n"
+    "  -h, --help        show this help\n"
+    "\n";
+
+static const char help_tail[] =
+    "\n"
+    "Examples:\n"
+    "  cowfs mount /srv/vms.cowfs /var/lib/vms\n"
+    "  cowfs mount -o chunk_size=16K,seal_delay=300 /mnt/nvme/store /var/lib/vms\n"
+    "  mount -t fuse.cowfs -o noexec /srv/vms.cowfs /var/lib/vms\n"
+    "and in /etc/fstab:\n"
+    "  /srv/vms.cowfs  /var/lib/vms  fuse.cowfs  noatime,nofail  0 0\n";
+
+/* ---- the daemon's own process ---- */
+
+/* Said to the parent: 0 and nothing more, or 1 and the reason. */
+struct verdict {
+    int failed;
+    struct errmsg reason;
+};
+
+struct daemon {
+    int pipe_fd; /* to the parent; -1 in the foreground */
+    bool told;
+};
+
+static void tell_parent(struct daemon *d, const struct verdict *verdict)
+{
+    if (d->pipe_fd < 0 || d->told)
+        return;
+    d->told = true;
+    /* Shorter than PIPE_BUF: in one piece. */
+    if (write(d->pipe_fd, verdict, sizeof(*verdict)) != sizeof(*verdict))
+        g_warning("the process that started this one is gone");
+    close(d->pipe_fd);
+}
+
+static void on_ready(void *arg)
+{
+    struct daemon *d = arg;
+    if (d->pipe_fd < 0)
+        return;
+    log_to_syslog();
+    /* Nothing of the caller's may stay open: ssh and scripts wait for that. */
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = 0; null >= 0 && fd <= 2; fd++)
+        dup2(null, fd);
+    if (null > 2)
+        close(null);
+    tell_parent(d, &(struct verdict){0});
+}
+
+static void prepare_process(void)
+{
+    struct rlimit files;
+
+    /* A descriptor for each segment in use, and RocksDB's. */
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    /* Whoever ends this process takes all virtual machines with it: others
+     * first. Needs root; without it things are as they are. */
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        if (write(fd, "-500", 4) != 4)
+            g_debug("oom_score_adj stays as it is");
+        close(fd);
+    }
+    /* The kernel may have to write dirty pages of this mount to get memory, and
+     * then waits for us: so our own memory must not be had that way (prctl(2)).
+     * Inherited by threads. */
+    if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0)
+        g_debug("PR_SET_IO_FLUSHER: %s", g_strerror(errno));
+    /* A store is its owner's: what is inside has modes of its own. */
+    umask(077);
+    if (chdir("/") != 0)
+        g_debug("chdir: %s", g_strerror(errno));
+}
+
+static int run_daemon(struct daemon *d, const struct mount_options *o, const char *store,
+                      const char *mountpoint)
+{
+    struct verdict verdict = {.failed = 1};
+    struct fuse_mount_config config = {
+        .store_path = store,
+        .mountpoint = mountpoint,
+        .fuse_options = o->fuse->str,
+        .max_read_bytes = o->max_read_bytes,
+        .fs = o->fs,
+        .writeback = o->writeback,
+        .threads = o->threads,
+        .read_ahead_kb = o->read_ahead_kb,
+        .ready = on_ready,
+        .arg = d,
+    };
+    prepare_process();
+    int error = fuse_mount_run(&config, &verdict.reason);
+    if (error == 0)
+        return EXIT_DONE;
+    if (d->pipe_fd >= 0 && !d->told)
+        tell_parent(d, &verdict);
+    else if (d->pipe_fd >= 0)
+        g_critical("%s", verdict.reason.text);
+    else
+        tool_error("%s", verdict.reason.text);
+    return EXIT_FAILED;
+}
+
+static int run_in_background(const struct mount_options *o, const char *store,
+                             const char *mountpoint)
+{
+    int fds[2];
+    if (pipe2(fds, O_CLOEXEC) != 0) {
+        tool_error("pipe: %s", g_strerror(errno));
+        return EXIT_FAILED;
+    }
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid < 0) {
+        tool_error("fork: %s", g_strerror(errno));
+        return EXIT_FAILED;
+    }
+    if (pid == 0) {
+        close(fds[0]);
+        setsid();
+        struct daemon d = {.pipe_fd = fds[1]};
+        exit(run_daemon(&d, o, store, mountpoint));
+    }
+    close(fds[1]);
+    struct verdict verdict = {0};
+    ssize_t got;
+    do
+        got = read(fds[0], &verdict, sizeof(verdict));
+    while (got < 0 && errno == EINTR);
+    close(fds[0]);
+    if (got == sizeof(verdict)) {
+        if (!verdict.failed)
+            return EXIT_DONE;
+        tool_error("%s", verdict.reason.text);
+    } else {
+        int status = 0;
+        waitpid(pid, &status, 0);
+        if (WIFSIGNALED(status))
+            tool_error("%s: the daemon was killed by signal %d", store, WTERMSIG(status));
+        else
+            tool_error("%s: the daemon ended early", store);
+    }
+    return EXIT_FAILED;
+}
+
+/* ---- paths ---- */
+
+/* The path without links and dots; its last part may be missing yet. NULL:
+ * said so already. Freed with free(3). */
+static char *resolve_store(const char *path)
+{
+    char *resolved = realpath(path, NULL);
+    if (resolved)
+        return resolved;
+    if (errno == ENOENT) {
+        g_autofree char *parent = g_path_get_dirname(path);
+        g_autofree char *base = g_path_get_basename(path);
+        char *directory = realpath(parent, NULL);
+        if (directory) {
+            g_autofree char *joined = g_build_filename(directory, base, NULL);
+            free(directory);
+            return strdup(joined);
+        }
+        tool_error("%s: %s", parent, g_strerror(errno));
+        return NULL;
+    }
+    tool_error("%s: %s", path, g_strerror(errno));
+    return NULL;
+}
+
+static char *resolve_mountpoint(const char *path)
+{
+    struct stat st;
+    char *resolved = realpath(path, NULL);
+    if (!resolved && errno == ENOTCONN)
+        tool_error("%s: the daemon of this mount is gone; 'umount -l %s' removes the mount", path,
+                   path);
+    else if (!resolved)
+        tool_error("%s: %s", path, g_strerror(errno));
+    else if (stat(resolved, &st) != 0)
+        tool_error("%s: %s", path, g_strerror(errno));
+    else if (!S_ISDIR(st.st_mode))
+        tool_error("%s: is not a directory", path);
+    else
+        return resolved;
+    free(resolved);
+    return NULL;
+}
+
+/* Whether `inner` is `outer` or lies below. */
+static bool lies_in(const char *inner, const char *outer)
+{
+    size_t len = strlen(outer);
+    if (strcmp(outer, "/") == 0)
+        return true;
+    return strncmp(inner, outer, len) == 0 && (inner[len] == '\0' || inner[len] == '/');
+}
+
+static int mount_store(struct mount_options *o, const char *store_arg, const char *mountpoint_arg,
+                       bool foreground)
+{
+    int status = EXIT_FAILED;
+    char *mountpoint = NULL;
+    char *store = resolve_store(store_arg);
+    if (store)
+        mountpoint = resolve_mountpoint(mountpoint_arg);
+    if (!store || !mountpoint) {
+        /* said so */
+    } else if (lies_in(store, mountpoint)) {
+        /* The daemon would wait for itself. */
+        tool_error("%s: the store lies inside the mount point %s", store, mountpoint);
+    } else if (lies_in(mountpoint, store)) {
+        tool_error("%s: the mount point lies inside the store %s", mountpoint, store);
+    } else {
+        mount_options_finish(o, store);
+        log_to_stderr(o->log_level);
+        if (foreground) {
+            struct daemon d = {.pipe_fd = -1};
+            status = run_daemon(&d, o, store, mountpoint);
+        } else {
+            status = run_in_background(o, store, mountpoint);
+        }
+    }
+    free(store);
+    free(mountpoint);
+    return status;
+}
+
+/* ---- the two command lines ---- */
+
+int cmd_mount(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"foreground", no_argument, NULL, 'f'},
+        {"options", required_argument, NULL, 'o'},
+        {"help", no_argument, NULL, 'h'},
+        {0},
+    };
+    struct mount_options o;
+    struct errmsg err;
+    bool foreground = false;
+    int option, status = -1;
+
+    mount_options_init(&o);
+    while (status < 0 && (option = tool_getopt(argc, argv, "fo:h", options)) != -1) {
+        switch (option) {
+        case 'f':
+            foreground = true;
+            break;
+        case 'o':
+            if (mount_options_parse(&o, optarg, false, &err) != 0)
+                status = tool_misused("%s", err.text);
+            break;
+        case 'h':
+            fputs(help_head, stdout);
+            fputs(mount_options_help, stdout);
+            status = tool_help(help_tail);
+            break;
+        default:
+            status = EXIT_MISUSED;
+        }
+    }
+    if (status < 0 && argc - optind != 2)
+        status = tool_misused("exactly a store and a mount point are needed");
+    if (status < 0)
+        status = mount_store(&o, argv[optind], argv[optind + 1], foreground);
+    mount_options_clear(&o);
+    return status;
+}
+
+int mount_helper(int argc, char **argv)
+{
+    struct mount_options o;
+    struct errmsg err;
+    bool sloppy = false, fake = false, verbose = false;
+    GPtrArray *lists = g_ptr_array_new();
+    int option, status = -1;
+
+    tool_set_name("mount.fuse.cowfs");
+    mount_options_init(&o);
+    opterr = 0;
+    while (status < 0 && (option = getopt(argc, argv, "sfnvo:t:N:h")) != -1) {
+        switch (option) {
+        case 's':
+            sloppy = true;
+            break;
+        case 'f':
+            fake = true;
+            break;
+        case 'v':
+            verbose = true;
+            break;
+        case 'o':
+            g_ptr_array_add(lists, optarg);
+            break;
+        case 'n': /* there is no mtab to be left alone */
+        case 't': /* the type is how we came here */
+            break;
+        case 'N':
+            tool_error("-N: mounting in another namespace is not supported; use nsenter(1)");
+            status = HELPER_MISUSED;
+            break;
+        case 'h':
+            fputs("Usage: mount.fuse.cowfs STORE MOUNTPOINT [-sfnv] [-o OPTIONS] [-t TYPE]\n"
+                  "The form in which mount(8) calls 'cowfs mount'; see 'cowfs mount --help'.\n",
+                  stdout);
+            status = tool_finish(EXIT_DONE);
+            break;
+        default:
+            tool_error("unknown option '-%c'", optopt);
+            status = HELPER_MISUSED;
+        }
+    }
+    for (guint i = 0; status < 0 && i < lists->len; i++) {
+        if (mount_options_parse(&o, lists->pdata[i], sloppy, &err) != 0) {
+            tool_error("%s", err.text);
+            status = HELPER_MISUSED;
+        }
+    }
+    if (status < 0 && argc - optind != 2) {
+        tool_error("exactly a store and a mount point are needed");
+        status = HELPER_MISUSED;
+    }
+    if (status < 0 && fake)
+        status = EXIT_DONE;
+    if (status < 0) {
+        status = mount_store(&o, argv[optind], argv[optind + 1], false);
+        if (status != EXIT_DONE)
+            status = HELPER_FAILED;
+        else if (verbose)
+            printf("%s mounted on %s\n", argv[optind], argv[optind + 1]);
+    }
+    g_ptr_array_free(lists, TRUE);
+    mount_options_clear(&o);
+    return status;
+}

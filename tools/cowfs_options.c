@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/cowfs_options.h"
+#include "tools/cowfs_tool.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Enough for a sequential reader to keep several requests under way, little
+ * enough not to hurt random faults on a mapped memory image (docs/DESIGN.md). */
+enum { READ_AHEAD_KB_DEFAULT = 512, THREADS_MAX = 256 };
+
+const char mount_options_help[] =
+    "Options of cowfs:\n"
+    "  chunk_size=SIZE    4K, 8K, ... 64K: unit of sharing, for making a store (default 4K)\n"
+    "  commit=SECONDS     a change is durable after so long at most (default 5); fsync is at once\n"
+    "  seal=on|off        find equal content across files in the background (default on)\n"
+    "  seal_delay=SECONDS ... in files that nobody wrote for so long (default 30)\n"
+    "  seal_rate=SIZE     ... reading at most so much a second (default 0: no limit)\n"
+    "  cache_size=SIZE    metadata kept in memory besides what has changed (default 64M)\n"
+    "  writeback          cache writes in the kernel (default): small writes are many times\n"
+    "                     faster; what must survive a crash of the kernel needs fsync, as ever\n"
+    "  nowriteback        each write reaches the daemon before write(2) returns\n"
+    "  threads=N          serve at most so many requests at once (default 16)\n"
+    "  read_ahead=SIZE    read-ahead of the kernel (default 512K; 0: the kernel's own)\n"
+    "  log=LEVEL          error, warning, info (default) or debug; goes to syslog, with -f to\n"
+    "                     the standard error\n"
+    "\n"
+    "Options of mounts in general: ro rw suid nosuid dev nodev exec noexec sync async dirsync\n"
+    "noatime nodiratime nosymfollow, of FUSE: allow_other noallow_other allow_root\n"
+    "default_permissions auto_unmount max_read=BYTES fsname=NAME, and of SELinux: context=\n"
+    "fscontext= defcontext= rootcontext=. What concerns mount(8) and fstab alone (defaults,\n"
+    "noauto, nofail, user, _netdev, x-...) is accepted and ignored.\n"
+    "\n"
+    "Defaults, and why:\n"
+    "  default_permissions  always: the kernel checks modes and owners, as on a disk\n"
+    "  allow_other          if root mounts: hypervisors run as other users; modes guard the files\n"
+    "  nosuid,nodev         images come from anywhere, and a clone keeps owners and modes;\n"
+    "                       'suid' and 'dev' lift it, as for a root file system\n"
+    "Access times are changed by utimensat(2) only, never by reading.\n";
+
+void mount_options_init(struct mount_options *o)
+{
+    *o = (struct mount_options){
+        .fs = {.create = true, .seal_background = true},
+        .writeback = true,
+        .read_ahead_kb = READ_AHEAD_KB_DEFAULT,
+        .log_level = G_LOG_LEVEL_MESSAGE,
+        .allow_other = geteuid() == 0,
+        /* libfuse forbids the two unless told otherwise; say it anyway. */
+        .fuse = g_string_new("default_permissions,nosuid,nodev,subtype=cowfs"),
+    };
+}
+
+void mount_options_clear(struct mount_options *o)
+{
+    g_string_free(o->fuse, TRUE);
+    o->fuse = NULL;
+}
+
+/* ---- values ---- */
+
+static int bad_value(const char *name, const char *value, const char *wanted, struct errmsg *err)
+{
+    return errmsg_set(err, -EINVAL, "option %s=%s: %s", name, value, wanted);
+}
+
+static int parse_number(const char *name, const char *value, uint64_t min, uint64_t max,
+                        uint64_t *out, struct errmsg *err)
+{
+    if (g_ascii_string_to_unsigned(value, 10, min, max, out, NULL))
+        return 0;
+    return errmsg_set(err, -EINVAL,
+                      "option %s=%s: not a number from %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT,
+                      name, value, (guint64)min, (guint64)max);
+}
+
+/* Seconds, with a fraction, to milliseconds. */
+static int parse_seconds(const char *name, const char *value, unsigned *out_ms, struct errmsg *err)
+{
+    char *end;
+    double seconds = g_ascii_strtod(value, &end);
+    if (end == value || *end || !(seconds >= 0.001 && seconds <= 86400))
+        return bad_value(name, value, "not a number of seconds from 0.001 to 86400", err);
+    *out_ms = (unsigned)(seconds * 1000 + 0.5);
+    return 0;
+}
+
+static int parse_size(const char *name, const char *value, uint64_t *out, struct errmsg *err)
+{
+    if (tool_parse_size(value, out))
+        return 0;
+    return bad_value(name, value, "not a size, like 65536, 64K or 1.5G", err);
+}
+
+static int set_chunk_size(struct mount_options *o, const char *name, const char *value,
+                          struct errmsg *err)
+{
+    uint64_t bytes;
+    if (!tool_parse_size(value, &bytes) || bytes < CHUNK_BYTES_MIN || bytes > CHUNK_BYTES_MAX ||
+        (bytes & (bytes - 1)))
+        return bad_value(name, value, "not one of 4K, 8K, 16K, 32K, 64K", err);
+    o->fs.chunk_bytes = (uint32_t)bytes;
+    return 0;
+}
+
+static int set_commit(struct mount_options *o, const char *name, const char *value,
+                      struct errmsg *err)
+{
+    return parse_seconds(name, value, &o->fs.commit_interval_ms, err);
+}
+
+static int set_seal(struct mount_options *o, const char *name, const char *value,
+                    struct errmsg *err)
+{
+    bool on = strcmp(value, "on") == 0;
+    if (!on && strcmp(value, "off") != 0)
+        return bad_value(name, value, "neither on nor off", err);
+    o->fs.seal_background = on;
+    return 0;
+}
+
+static int set_seal_delay(struct mount_options *o, const char *name, const char *value,
+                          struct errmsg *err)
+{
+    return parse_seconds(name, value, &o->fs.seal_delay_ms, err);
+}
+
+static int set_seal_rate(struct mount_options *o, const char *name, const char *value,
+                         struct errmsg *err)
+{
+    return parse_size(name, value, &o->fs.seal_rate_bytes, err);
+}
+
+static int set_cache_size(struct mount_options *o, const char *name, const char *value,
+                          struct errmsg *err)
+{
+    int error = parse_size(name, value, &o->fs.cache_bytes, err);
+    /* Below that it would thrash, and 0 means the default further down. */
+    o->fs.cache_bytes = MAX(o->fs.cache_bytes, UINT64_C(1) << 20);
+    return error;
+}
+
+static int set_threads(struct mount_options *o, const char *name, const char *value,
+                       struct errmsg *err)
+{
+    uint64_t n = 0;
+    int error = parse_number(name, value, 1, THREADS_MAX, &n, err);
+    o->threads = (unsigned)n;
+    return error;
+}
+
+static int set_read_ahead(struct mount_options *o, const char *name, const char *value,
+                          struct errmsg *err)
+{
+    uint64_t bytes = 0;
+    int error = parse_size(name, value, &bytes, err);
+    o->read_ahead_kb = (unsigned)MIN(bytes / 1024, UINT64_C(1) << 20);
+    return error;
+}
+
+static int set_max_read(struct mount_options *o, const char *name, const char *value,
+                        struct errmsg *err)
+{
+    uint64_t n = 0;
+    int error = parse_number(name, value, 4096, 1u << 30, &n, err);
+    o->max_read_bytes = (unsigned)n;
+    g_string_append_printf(o->fuse, ",max_read=%u", o->max_read_bytes);
+    return error;
+}
+
+static int set_log(struct mount_options *o, const char *name, const char *value, struct errmsg *err)
+{
+    static const struct {
+        const char *name;
+        GLogLevelFlags level;
+    } levels[] = {
+        {"error", G_LOG_LEVEL_CRITICAL},
+        {"warning", G_LOG_LEVEL_WARNING},
+        {"info", G_LOG_LEVEL_MESSAGE},
+        {"debug", G_LOG_LEVEL_DEBUG},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(levels); i++) {
+        if (strcmp(value, levels[i].name) == 0) {
+            o->log_level = levels[i].level;
+            return 0;
+        }
+    }
+    return bad_value(name, value, "not one of error, warning, info, debug", err);
+}
+
+/* ---- the table ---- */
+
+enum option_kind {
+    OWN,          /* set() gets the value */
+    FLAG_ON,      /* the bool at `flag` becomes true */
+    FLAG_OFF,     /* ... false */
+    PASS,         /* to libfuse as it is, without a value */
+    PASS_VALUE,   /* the same with a value */
+    IGNORE,       /* mount(8)'s own, or without meaning here */
+    IGNORE_VALUE, /* the same with a value */
+};
+
+static const struct option_rule {
+    const char *name;
+    enum option_kind kind;
+    int (*set)(struct mount_options *o, const char *name, const char *value, struct errmsg *err);
+    size_t flag;
+} rules[] = {
+#define FLAG(member) NULL, offsetof(struct mount_options, member)
+    {"chunk_size", OWN, set_chunk_size, 0},
+    {"commit", OWN, set_commit, 0},
+    {"seal", OWN, set_seal, 0},
+    {"seal_delay", OWN, set_seal_delay, 0},
+    {"seal_rate", OWN, set_seal_rate, 0},
+    {"cache_size", OWN, set_cache_size, 0},
+    {"threads", OWN, set_threads, 0},
+    {"read_ahead", OWN, set_read_ahead, 0},
+    {"max_read", OWN, set_max_read, 0},
+    {"log", OWN, set_log, 0},
+    {"writeback", FLAG_ON, FLAG(writeback)},
+    {"nowriteback", FLAG_OFF, FLAG(writeback)},
+    {"ro", FLAG_ON, FLAG(fs.read_only)},
+    {"rw", FLAG_OFF, FLAG(fs.read_only)},
+    {"allow_other", FLAG_ON, FLAG(allow_other)},
+    {"noallow_other", FLAG_OFF, FLAG(allow_other)},
+#undef FLAG
+    {"allow_root", PASS, NULL, 0},
+    {"auto_unmount", PASS, NULL, 0},
+    {"suid", PASS, NULL, 0},
+    {"nosuid", PASS, NULL, 0},
+    {"dev", PASS, NULL, 0},
+    {"nodev", PASS, NULL, 0},
+    {"exec", PASS, NULL, 0},
+    {"noexec", PASS, NULL, 0},
+    {"sync", PASS, NULL, 0},
+    {"async", PASS, NULL, 0},
+    {"dirsync", PASS, NULL, 0},
+    {"noatime", PASS, NULL, 0},
+    {"nodiratime", PASS, NULL, 0},
+    {"symfollow", PASS, NULL, 0},
+    {"nosymfollow", PASS, NULL, 0},
+    {"context", PASS_VALUE, NULL, 0},
+    {"fscontext", PASS_VALUE, NULL, 0},
+    {"defcontext", PASS_VALUE, NULL, 0},
+    {"rootcontext", PASS_VALUE, NULL, 0},
+    {"fsname", PASS_VALUE, NULL, 0},
+    {"default_permissions", IGNORE, NULL, 0}, /* always on */
+    {"subtype", IGNORE_VALUE, NULL, 0},       /* always cowfs */
+    {"atime", IGNORE, NULL, 0},
+    {"diratime", IGNORE, NULL, 0},
+    {"relatime", IGNORE, NULL, 0},
+    {"norelatime", IGNORE, NULL, 0},
+    {"strictatime", IGNORE, NULL, 0},
+    {"nostrictatime", IGNORE, NULL, 0},
+    {"lazytime", IGNORE, NULL, 0},
+    {"nolazytime", IGNORE, NULL, 0},
+    {"silent", IGNORE, NULL, 0},
+    {"loud", IGNORE, NULL, 0},
+    {"defaults", IGNORE, NULL, 0},
+    {"auto", IGNORE, NULL, 0},
+    {"noauto", IGNORE, NULL, 0},
+    {"nofail", IGNORE, NULL, 0},
+    {"_netdev", IGNORE, NULL, 0},
+    {"user", IGNORE, NULL, 0},
+    {"nouser", IGNORE, NULL, 0},
+    {"users", IGNORE, NULL, 0},
+    {"nousers", IGNORE, NULL, 0},
+    {"owner", IGNORE, NULL, 0},
+    {"noowner", IGNORE, NULL, 0},
+    {"group", IGNORE, NULL, 0},
+    {"nogroup", IGNORE, NULL, 0},
+    {"comment", IGNORE_VALUE, NULL, 0},
+};
+
+static const struct option_rule *find_rule(const char *name)
+{
+    for (size_t i = 0; i < G_N_ELEMENTS(rules); i++)
+        if (strcmp(rules[i].name, name) == 0)
+            return &rules[i];
+    return NULL;
+}
+
+/* libfuse splits at commas; in values it wants them, and backslashes, escaped. */
+static void append_escaped(GString *list, const char *value)
+{
+    for (; *value; value++) {
+        if (*value == ',' || *value == '\\')
+            g_string_append_c(list, '\\');
+        g_string_append_c(list, *value);
+    }
+}
+
+static int apply(struct mount_options *o, const struct option_rule *rule, const char *value,
+                 struct errmsg *err)
+{
+    switch (rule->kind) {
+    case OWN:
+        return rule->set(o, rule->name, value, err);
+    case FLAG_ON:
+    case FLAG_OFF:
+        *(bool *)((char *)o + rule->flag) = rule->kind == FLAG_ON;
+        return 0;
+    case PASS:
+        g_string_append_printf(o->fuse, ",%s", rule->name);
+        break;
+    case PASS_VALUE:
+        g_string_append_printf(o->fuse, ",%s=", rule->name);
+        append_escaped(o->fuse, value);
+        break;
+    case IGNORE:
+    case IGNORE_VALUE:
+        return 0;
+    }
+    if (strcmp(rule->name, "allow_root") == 0)
+        o->allow_other = false; /* libfuse adds it, and checks */
+    else if (strcmp(rule->name, "fsname") == 0)
+        o->own_fsname = true;
+    return 0;
+}
+
+static bool takes_value(const struct option_rule *rule)
+{
+    return rule->kind == OWN || rule->kind == PASS_VALUE || rule->kind == IGNORE_VALUE;
+}
+
+static int parse_one(struct mount_options *o, char *option, bool sloppy, struct errmsg *err)
+{
+    if (!*option || g_str_has_prefix(option, "x-") || g_str_has_prefix(option, "X-"))
+        return 0;
+    char *value = strchr(option, '=');
+    if (value)
+        *value++ = '\0';
+    if (strcmp(option, "remount") == 0)
+        return errmsg_set(err, -EINVAL, "option remount: unmount and mount again instead");
+    const struct option_rule *rule = find_rule(option);
+    if (!rule) {
+        if (sloppy)
+            return 0;
+        return errmsg_set(err, -EINVAL, "unknown option '%s%s%s'", option, value ? "=" : "",
+                          value ? value : "");
+    }
+    /* mount(8) writes user=NAME into its table, and may hand it back. */
+    if (!value && takes_value(rule))
+        return errmsg_set(err, -EINVAL, "option %s needs a value", option);
+    if (value && !takes_value(rule) && rule->kind != IGNORE)
+        return errmsg_set(err, -EINVAL, "option %s takes no value", option);
+    return apply(o, rule, value, err);
+}
+
+int mount_options_parse(struct mount_options *o, const char *list, bool sloppy, struct errmsg *err)
+{
+    GString *option = g_string_new(NULL);
+    bool quoted = false;
+    int error = 0;
+    for (const char *p = list;; p++) {
+        if (*p == '\0' || (*p == ',' && !quoted)) {
+            error = parse_one(o, option->str, sloppy, err);
+            g_string_truncate(option, 0);
+            if (error || *p == '\0')
+                break;
+        } else if (*p == '"') {
+            quoted = !quoted;
+        } else {
+            if (*p == '\\' && p[1])
+                p++;
+            g_string_append_c(option, *p);
+        }
+    }
+    g_string_free(option, TRUE);
+    return error;
+}
+
+void mount_options_finish(struct mount_options *o, const char *store_path)
+{
+    if (o->fs.read_only) {
+        g_string_append(o->fuse, ",ro");
+        o->fs.create = false;
+    }
+    if (o->allow_other)
+        g_string_append(o->fuse, ",allow_other");
+    if (!o->own_fsname) {
+        g_string_append(o->fuse, ",fsname=");
+        append_escaped(o->fuse, store_path);
+    }
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+/* cowfs_options.h - the options of a mount (-o). */
+#ifndef COWFS_OPTIONS_H
+#define COWFS_OPTIONS_H
+
+#include "cowfs/fs.h"
+
+#include <glib.h>
+
+struct mount_options {
+    struct fs_config fs;
+    bool writeback;
+    unsigned threads;        /* 0: default */
+    unsigned read_ahead_kb;  /* 0: leave the kernel's */
+    unsigned max_read_bytes; /* 0: no limit */
+    GLogLevelFlags log_level;
+    bool allow_other, own_fsname;
+    GString *fuse; /* for libfuse and the kernel, comma separated, escaped */
+};
+
+void mount_options_init(struct mount_options *o);
+void mount_options_clear(struct mount_options *o);
+
+/* Takes a list as given with -o: commas separate, a backslash or double quotes
+ * protect one. May be called several times; later ones win. `sloppy`: unknown
+ * options are ignored, as mount(8) wants it with -s. -EINVAL: err names the
+ * option. */
+int mount_options_parse(struct mount_options *o, const char *list, bool sloppy, struct errmsg *err);
+
+/* Adds the defaults and the name of the store: then o->fuse is complete. */
+void mount_options_finish(struct mount_options *o, const char *store_path);
+
+/* The part of --help that lists the options. */
+extern const char mount_options_help[];
+
+#endif
