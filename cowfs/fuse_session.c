@@ -237,9 +237,9 @@ static int serve(struct serving *s, struct errmsg *err)
     }
     if (config->writeback && !m->writeback)
         g_message("%s: the kernel offers no writeback cache", config->mountpoint);
-    g_message("%s: mounted on %s", m->fs->store_path, config->mountpoint);
     if (config->ready)
         config->ready(config->arg);
+    g_message("%s: mounted on %s", m->fs->store_path, config->mountpoint);
 
     if (!wait_for_end(s, -1))
         end_on_signal(s);

@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-/* cowfs.c - the command line: finds the subcommand. */
+/*
+ * cowfs.c - the command line: finds the subcommand.
+ *
+ * mount and fsck are in a program of their own, cowfsd: it needs RocksDB, and
+ * loading that takes longer than most other commands take in all.
+ */
 #include "tools/cowfs_tool.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #ifndef COWFS_VERSION
 #define COWFS_VERSION "unknown"
@@ -12,10 +20,10 @@
 static const struct command {
     const char *name;
     const char *full_name;
-    int (*run)(int argc, char **argv);
+    int (*run)(int argc, char **argv); /* NULL: cowfsd does it */
     const char *summary;
 } commands[] = {
-    {"mount", "cowfs mount", cmd_mount, "mount a store (makes it if there is none)"},
+    {"mount", "cowfs mount", NULL, "mount a store (makes it if there is none)"},
     {"umount", "cowfs umount", cmd_umount, "commit, unmount, wait until the store is closed"},
     {"clone", "cowfs clone", cmd_clone, "clone a file or a whole directory in one atomic step"},
     {"stat", "cowfs stat", cmd_stat, "what a file consists of"},
@@ -23,7 +31,7 @@ static const struct command {
     {"df", "cowfs df", cmd_df, "the store as a whole"},
     {"seal", "cowfs seal", cmd_seal, "hash and deduplicate now"},
     {"diff", "cowfs diff", cmd_diff, "the byte ranges in which two files differ"},
-    {"fsck", "cowfs fsck", cmd_fsck, "check the structure of an unmounted store"},
+    {"fsck", "cowfs fsck", NULL, "check the structure of an unmounted store"},
 };
 
 static void print_help(FILE *out)
@@ -48,6 +56,35 @@ static void print_help(FILE *out)
           out);
 }
 
+/* cowfsd is beside this program (in the build tree) or in ../libexec. */
+static char *find_daemon(void)
+{
+    g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
+    g_autofree char *directory = self ? g_path_get_dirname(self) : g_strdup("/usr/local/bin");
+    char *path = g_build_filename(directory, "cowfsd", NULL);
+    if (access(path, X_OK) != 0) {
+        g_free(path);
+        path = g_build_filename(directory, "..", "libexec", "cowfsd", NULL);
+    }
+    return path;
+}
+
+/* Becomes cowfsd. `command` stands for argv[0] there; the name of the process
+ * stays cowfs. */
+static int become_daemon(const char *command, int argc, char **argv)
+{
+    g_autofree char *path = find_daemon();
+    char **words = g_new0(char *, (gsize)argc + 2);
+    words[0] = (char *)(uintptr_t) "cowfs";
+    words[1] = (char *)(uintptr_t)command;
+    for (int i = 1; i < argc; i++)
+        words[i + 1] = argv[i];
+    execv(path, words);
+    tool_error("%s: %s", path, g_strerror(errno));
+    g_free(words);
+    return EXIT_FAILED;
+}
+
 static bool called_as_helper(const char *program)
 {
     const char *base = strrchr(program, '/');
@@ -58,7 +95,7 @@ static bool called_as_helper(const char *program)
 int main(int argc, char **argv)
 {
     if (called_as_helper(argc ? argv[0] : ""))
-        return mount_helper(argc, argv);
+        return become_daemon("mount-helper", argc, argv);
     if (argc < 2) {
         print_help(stderr);
         return EXIT_MISUSED;
@@ -75,11 +112,13 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < G_N_ELEMENTS(commands); i++) {
         if (strcmp(name, commands[i].name) == 0) {
             tool_set_name(commands[i].full_name);
+            if (!commands[i].run)
+                return become_daemon(name, argc - 1, argv + 1);
             return commands[i].run(argc - 1, argv + 1);
         }
     }
     /* mount.fuse3 runs "cowfs STORE MOUNTPOINT -o OPTIONS". */
     if (strchr(name, '/'))
-        return mount_helper(argc, argv);
+        return become_daemon("mount-helper", argc, argv);
     return tool_misused("unknown command '%s'", name);
 }

@@ -21,9 +21,8 @@ enum exit_status {
     EXIT_MISUSED = 2,
 };
 
-/* ---- subcommands: one function a file ---- */
+/* ---- subcommands (mount and fsck are in cowfsd.h) ---- */
 
-int cmd_mount(int argc, char **argv);
 int cmd_umount(int argc, char **argv);
 int cmd_clone(int argc, char **argv);
 int cmd_stat(int argc, char **argv);
@@ -31,9 +30,6 @@ int cmd_du(int argc, char **argv);
 int cmd_df(int argc, char **argv);
 int cmd_seal(int argc, char **argv);
 int cmd_diff(int argc, char **argv);
-int cmd_fsck(int argc, char **argv);
-/* As mount(8) and fstab call it: SPEC DIR [-sfnv] [-o OPTIONS] [-t TYPE]. */
-int mount_helper(int argc, char **argv);
 
 /* ---- messages ---- */
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tools/cowfs_options.h"
+#include "tools/cowfsd_options.h"
 #include "tools/cowfs_tool.h"
 
 #include <errno.h>

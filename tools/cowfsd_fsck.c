@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/* cowfs_fsck.c - cowfs fsck: the front of cowfs/fsck.h. */
+/* cowfsd_fsck.c - cowfs fsck: the front of cowfs/fsck.h. */
 #include "cowfs/fsck.h"
-#include "tools/cowfs_log.h"
 #include "tools/cowfs_tool.h"
+#include "tools/cowfsd.h"
+#include "tools/cowfsd_log.h"
 
 #include <errno.h>
 #include <getopt.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tools/cowfs_log.h"
+#include "tools/cowfsd_log.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* cowfs_log.h - where the daemon's log (GLib's) goes. Whole process. */
-#ifndef COWFS_LOG_H
-#define COWFS_LOG_H
+/* cowfsd_log.h - where the daemon's log (GLib's) goes. Whole process. */
+#ifndef COWFSD_LOG_H
+#define COWFSD_LOG_H
 
 #include <glib.h>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* cowfs_options.h - the options of a mount (-o). */
-#ifndef COWFS_OPTIONS_H
-#define COWFS_OPTIONS_H
+/* cowfsd_options.h - the options of a mount (-o). */
+#ifndef COWFSD_OPTIONS_H
+#define COWFSD_OPTIONS_H
 
 #include "cowfs/fs.h"
 

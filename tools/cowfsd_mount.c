@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * cowfs_mount.c - cowfs mount, also as mount(8)'s helper.
+ * cowfsd_mount.c - cowfs mount, also as mount(8)'s helper.
  *
  *   parent                          daemon
  *     checks paths and options
@@ -12,9 +12,10 @@
  * the process in between will be the supervisor that holds /dev/fuse.)
  */
 #include "cowfs/fuse_session.h"
-#include "tools/cowfs_log.h"
-#include "tools/cowfs_options.h"
 #include "tools/cowfs_tool.h"
+#include "tools/cowfsd.h"
+#include "tools/cowfsd_log.h"
+#include "tools/cowfsd_options.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -322,7 +323,6 @@ int mount_helper(int argc, char **argv)
     GPtrArray *lists = g_ptr_array_new();
     int option, status = -1;
 
-    tool_set_name("mount.fuse.cowfs");
     mount_options_init(&o);
     opterr = 0;
     while (status < 0 && (option = getopt(argc, argv, "sfnvo:t:N:h")) != -1) {

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+/* cowfsd.h - the command lines that cowfsd serves. Each returns the exit status. */
+#ifndef COWFSD_H
+#define COWFSD_H
+
+int cmd_mount(int argc, char **argv);
+int cmd_fsck(int argc, char **argv);
+/* As mount(8) and fstab call it: SPEC DIR [-sfnv] [-o OPTIONS] [-t TYPE]. */
+int mount_helper(int argc, char **argv);
+
+#endif
