@@ -18,20 +18,16 @@ enum { XATTR_KEY_MAX = 9 + XATTR_NAME_MAX };
 
 static const char capability_name[] = XATTR_NAME_CAPS;
 
-static bool has_prefix(const char *name, const char *prefix)
-{
-    size_t len = strlen(prefix);
-    return strncmp(name, prefix, len) == 0 && name[len];
-}
-
 static int check_name(const char *name)
 {
+    static const char *const spaces[] = {XATTR_USER_PREFIX, XATTR_TRUSTED_PREFIX,
+                                         XATTR_SECURITY_PREFIX};
     size_t len = strlen(name);
     if (len == 0 || len > XATTR_NAME_MAX)
         return -ERANGE;
-    if (has_prefix(name, XATTR_USER_PREFIX) || has_prefix(name, XATTR_TRUSTED_PREFIX) ||
-        has_prefix(name, XATTR_SECURITY_PREFIX))
-        return 0;
+    for (size_t i = 0; i < G_N_ELEMENTS(spaces); i++)
+        if (g_str_has_prefix(name, spaces[i]))
+            return name[strlen(spaces[i])] ? 0 : -EINVAL;
     return -ENOTSUP;
 }
 

@@ -122,8 +122,8 @@ static inline void in_child(void (*fn)(void *arg), void *arg)
 static inline struct inode *make(struct fs *fs, uint64_t dir, const char *name, uint32_t mode)
 {
     struct inode *inode;
-    int error = names_create(fs, dir, name, mode, 0, S_ISLNK(mode) ? "target" : NULL,
-                             &root_caller, &inode);
+    int error =
+        names_create(fs, dir, name, mode, 0, S_ISLNK(mode) ? "target" : NULL, &root_caller, &inode);
     ck_assert_msg(error == 0, "create %s: %d", name, error);
     return inode;
 }

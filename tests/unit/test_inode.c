@@ -80,8 +80,14 @@ END_TEST
 START_TEST(a_young_file_has_a_short_record)
 {
     struct timespec now = {1790000000, 123456789};
-    struct inode_attr attr = {.mode = S_IFREG | 0644, .uid = 1000, .gid = 1000, .nlink = 1,
-                              .atime = now, .mtime = now, .ctime = now, .btime = now};
+    struct inode_attr attr = {.mode = S_IFREG | 0644,
+                              .uid = 1000,
+                              .gid = 1000,
+                              .nlink = 1,
+                              .atime = now,
+                              .mtime = now,
+                              .ctime = now,
+                              .btime = now};
     struct wbuf record = {0};
     inode_encode(&attr, &record);
     ck_assert_uint_le(record.len, 40);
@@ -121,8 +127,12 @@ END_TEST
 
 START_TEST(the_meta_record_comes_back_as_it_was)
 {
-    struct meta meta = {.clean = _i, .next_ino = UINT64_MAX, .next_node_id = 2, .inode_count = 3,
-                        .chunks_live = 1 << 20, .merges = 5};
+    struct meta meta = {.clean = _i,
+                        .next_ino = UINT64_MAX,
+                        .next_node_id = 2,
+                        .inode_count = 3,
+                        .chunks_live = 1 << 20,
+                        .merges = 5};
     struct meta back;
     struct wbuf record = {0};
     meta_encode(&meta, &record);
