@@ -340,7 +340,7 @@ int fs_open(const char *store_path, const struct fs_config *config, struct fs **
             struct errmsg *err)
 {
     struct fs *fs = fs_new(config);
-    struct meta meta;
+    struct meta meta = {0};
     bool fresh = false;
     *out = NULL;
     int error = open_superblock(fs, store_path, err);

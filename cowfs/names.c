@@ -169,7 +169,7 @@ static struct inode *make_inode(struct fs *fs, struct inode *dir, uint32_t mode,
     pthread_mutex_lock(&inode->attr_lock);
     if (S_ISDIR(mode))
         inode->attr.parent = dir->ino;
-    if (S_ISLNK(mode)) {
+    if (target) {
         inode->attr.target = g_strdup(target);
         inode->attr.size_bytes = strlen(target);
     }
@@ -187,11 +187,13 @@ int names_create(struct fs *fs, uint64_t dir_ino, const char *name, uint32_t mod
     int error = names_check(name);
     if (error)
         return error;
-    if (S_ISLNK(mode)) {
-        size_t len = target ? strlen(target) : 0;
-        if (len == 0 || len > NAMES_TARGET_MAX)
-            return len ? -ENAMETOOLONG : -ENOENT;
-    }
+    size_t target_len = target ? strlen(target) : 0;
+    if (S_ISLNK(mode) && target_len == 0)
+        return -ENOENT; /* symlink("", ...) */
+    if (!S_ISLNK(mode) && target)
+        return -EINVAL;
+    if (target_len > NAMES_TARGET_MAX)
+        return -ENAMETOOLONG;
     error = fs_may_change(fs);
     if (error)
         return error;
@@ -220,9 +222,12 @@ int names_tmpfile(struct fs *fs, uint64_t dir_ino, uint32_t mode, const struct c
 {
     struct inode *dir = NULL;
     *out = NULL;
+    if (!S_ISREG(mode))
+        return -EINVAL;
     int error = fs_may_change(fs);
     if (error)
         return error;
+    /* Shared will do: nobody can find the new inode by a name. */
     pthread_rwlock_rdlock(&fs->ns_lock);
     error = names_get_dir(fs, dir_ino, &dir);
     if (!error) {

@@ -29,7 +29,7 @@ static int place_open(struct fs *fs, uint64_t dir, const char *name, struct plac
         error = dirent_find(fs, dir, name, &p->slot);
     if (!error && p->slot.found)
         error = names_get_child(fs, dir, &p->slot, &p->child);
-    p->is_dir = p->slot.found && S_ISDIR(p->slot.type);
+    p->is_dir = p->child && S_ISDIR(p->slot.type);
     return error;
 }
 

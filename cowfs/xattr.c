@@ -14,7 +14,7 @@
 #include <linux/limits.h>
 #include <linux/xattr.h>
 
-enum { XATTR_KEY_MAX = 9 + XATTR_NAME_MAX };
+enum { XATTR_KEY_MAX = 9 + XATTR_NAME_MAX + 1 }; /* room for a NUL, which is not in the key */
 
 static const char capability_name[] = XATTR_NAME_CAPS;
 
@@ -35,7 +35,7 @@ static size_t xattr_key(uint8_t key[XATTR_KEY_MAX], uint64_t ino, const char *na
 {
     size_t len = strlen(name);
     size_t prefix = key_u64(key, KEY_XATTR, ino);
-    memcpy(key + prefix, name, len);
+    memcpy(key + prefix, name, len + 1);
     return prefix + len;
 }
 

@@ -393,7 +393,7 @@ START_TEST(space_of_deleted_files_returns_soon)
     ck_assert_int_eq(fs_commit(fs), 0);
     struct segments_stats before, after;
     ck_assert_int_eq(segments_stats(fs->segments, &before), 0);
-    ck_assert_uint_ge(before.allocated_bytes, 500 * 4096);
+    ck_assert_uint_ge(before.allocated_bytes, UINT64_C(500) * 4096);
     ck_assert_int_eq(names_unlink(fs, ROOT_INO, "file"), 0);
     gint64 start = g_get_monotonic_time();
     do {
