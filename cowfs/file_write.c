@@ -65,6 +65,10 @@ static uint64_t whole_run(const struct job *j, uint64_t index, bool *zero)
     return n;
 }
 
+/* The first chunks of a file are packed: most files are small, and a group of
+ * slots for each would scatter them over the segments. */
+enum { SMALL_FILE_CHUNKS = 16 };
+
 /* Writes data to new slots and maps them. `data` is whole chunks. */
 static int put_new(struct job *j, uint64_t index, uint64_t count, const uint8_t *data, bool hole)
 {
@@ -75,7 +79,7 @@ static int put_new(struct job *j, uint64_t index, uint64_t count, const uint8_t 
         chunk_t first = 0;
         uint64_t got = count;
         unsigned section = segments_read_enter(fs->segments); /* see slots.h */
-        if (hole) {
+        if (hole && index + count > SMALL_FILE_CHUNKS) {
             txn_enter(fs->txn);
             error = map_fill_slots(fs->nodes, map, index, count, &first, &got);
             inode_mark_dirty(j->inode);
