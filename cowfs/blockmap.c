@@ -89,6 +89,44 @@ int map_seek(struct node_cache *cache, const struct map *map, uint64_t index, ui
     return data ? -ENXIO : 0;
 }
 
+/* The same within [lo, hi) of one node, from the right. */
+static int seek_last(struct node_cache *cache, uint64_t id, unsigned level, uint64_t lo,
+                     uint64_t hi, uint64_t *out)
+{
+    unsigned shift = NODE_SHIFT * (level - 1);
+    uint64_t span = UINT64_C(1) << shift;
+    struct node *n;
+    int error = node_get(cache, id, level, &n);
+    if (error)
+        return error;
+    error = -ENXIO;
+    for (uint64_t i = (hi - 1) >> shift; error == -ENXIO; i--) {
+        uint64_t entry = node_entry(n, (unsigned)i), start = i * span;
+        if (entry && level == 1) {
+            *out = i + 1;
+            error = 0;
+        } else if (entry) {
+            error = seek_last(cache, entry, level - 1, max_u64(lo, start) - start,
+                              min_u64(hi, start + span) - start, out);
+            *out += error ? 0 : start;
+        }
+        if (start <= lo)
+            break;
+    }
+    node_put(n);
+    return error;
+}
+
+int map_seek_last(struct node_cache *cache, const struct map *map, uint64_t begin, uint64_t end,
+                  uint64_t *out)
+{
+    *out = 0;
+    end = min_u64(end, map_capacity(map->levels));
+    if (begin >= end)
+        return -ENXIO;
+    return seek_last(cache, map->root, map->levels, begin, end, out);
+}
+
 /* Makes node `id` of that level the caller's alone, pinned in *out. If it is
  * shared, a copy takes its place: *id changes, and the caller links it. */
 static int own_node(struct node_cache *cache, uint64_t *id, unsigned level, struct node **out)

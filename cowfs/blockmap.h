@@ -45,6 +45,11 @@ int map_lookup(struct node_cache *cache, const struct map *map, uint64_t index, 
 int map_seek(struct node_cache *cache, const struct map *map, uint64_t index, uint64_t end,
              bool data, uint64_t *out);
 
+/* One more than the last index in [begin, end) that is mapped. -ENXIO if there
+ * is none. */
+int map_seek_last(struct node_cache *cache, const struct map *map, uint64_t begin, uint64_t end,
+                  uint64_t *out);
+
 /* Maps [index, index+n) to chunks first, first+1, ..., which get one owner
  * more each (new chunks their first). What was mapped there loses one. */
 int map_set(struct node_cache *cache, struct map *map, uint64_t index, uint64_t n, chunk_t first,

@@ -77,6 +77,9 @@ static int truncate_down(struct inode *inode, uint64_t size_bytes)
     /* What was reserved beyond the end (FALLOC_FL_KEEP_SIZE). */
     int error = punch_chunks(inode, end, map_capacity(inode->attr.map.levels));
     while (end > keep && !error) {
+        error = map_seek_last(fs->nodes, &inode->attr.map, keep, end, &end);
+        if (error)
+            break;
         uint64_t from = max_u64(keep, round_down_u64(end - 1, STEP_CHUNKS));
         txn_enter(fs->txn);
         error = map_punch(fs->nodes, &inode->attr.map, from, end - from);
@@ -84,6 +87,8 @@ static int truncate_down(struct inode *inode, uint64_t size_bytes)
         txn_exit(fs->txn);
         end = from;
     }
+    if (error == -ENXIO) /* nothing but a hole is left to cut off */
+        error = 0;
     if (!error && size_bytes % fs->chunk_bytes)
         error = content_zero(inode, size_bytes, keep * fs->chunk_bytes);
     return error;
