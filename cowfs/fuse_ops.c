@@ -44,7 +44,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
     /* Inode numbers are durable and never used twice, which is all that file
      * handles (NFS, name_to_handle_at) ask for. */
     want(conn, FUSE_CAP_EXPORT_SUPPORT, true);
-    /* Who opens with O_DIRECT gets FOPEN_DIRECT_IO (fuse_io.c) and may mmap
+    /* Who opens with O_DIRECT may get FOPEN_DIRECT_IO (fuse_io.c) and can mmap
      * that descriptor all the same. */
     want(conn, FUSE_CAP_DIRECT_IO_ALLOW_MMAP, true);
     /* Without it the kernel asks for security.capability before every write. */

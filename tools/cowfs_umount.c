@@ -91,8 +91,9 @@ static int umount_one(const char *path, unsigned timeout_s)
         return EXIT_FAILED;
     }
     if (info.store_path[0] && !wait_until_closed(info.store_path, timeout_s)) {
-        tool_error("%s: unmounted, but process %" PRIu32
-                   " has not closed the store %s after %u seconds",
+        tool_error("%s: unmounted here, but process %" PRIu32
+                   " has not closed the store %s after %u seconds; another mount namespace may"
+                   " have the mount as well",
                    path, info.pid, info.store_path, timeout_s);
         return EXIT_FAILED;
     }
