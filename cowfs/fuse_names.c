@@ -14,6 +14,14 @@ static int lookup_dot(struct mount *m, fuse_ino_t ino, bool parent, struct inode
     int error = mount_inode(m, ino, &inode);
     if (error)
         return error;
+    pthread_mutex_lock(&inode->attr_lock);
+    bool deleted = inode->attr.nlink == 0;
+    pthread_mutex_unlock(&inode->attr_lock);
+    if (deleted) {
+        /* On its way to the reaper: nobody may come back to it. */
+        inode_put(inode);
+        return -ESTALE;
+    }
     if (!parent) {
         *out = inode;
         return 0;
