@@ -19,6 +19,14 @@
  * to a page, which spares memcpy and O_DIRECT below some trouble. */
 enum { WRITE_HEADER_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in) };
 
+/*
+ * The kernel wakes those who wait in read(2) in turn, so sixteen of them would
+ * take requests that come one by one on sixteen cold stacks. Therefore only a few
+ * wait there; others that have nothing to do are parked, last in first out, until
+ * one takes a request and leaves nobody waiting.
+ */
+enum { WAITING_MAX = 2 };
+
 struct worker {
     struct fuse_loop *loop;
     pthread_t thread;
@@ -27,6 +35,9 @@ struct worker {
     uint8_t *request;
     uint8_t *data;
     struct worker *next;
+    struct worker *parked_below; /* in the stack of parked ones */
+    bool parked;
+    pthread_cond_t unpark;
 };
 
 struct fuse_loop {
@@ -36,7 +47,9 @@ struct fuse_loop {
     atomic_uint waiting; /* threads in read(2), or about to be */
     atomic_uint running; /* threads that have not ended */
     atomic_int error;
-    pthread_mutex_t lock; /* guards the list and thread_count */
+    pthread_mutex_t lock; /* guards all below, and the workers' parking */
+    struct worker *parked;
+    atomic_uint parked_count;
     struct worker *workers;
     unsigned thread_count;
 };
@@ -57,6 +70,39 @@ static bool is_forget(const struct worker *w)
 
 static void add_worker(struct fuse_loop *loop);
 
+/* Waits until it is needed, if enough others wait for requests. */
+static void park(struct worker *w)
+{
+    struct fuse_loop *loop = w->loop;
+    pthread_mutex_lock(&loop->lock);
+    if (atomic_load(&loop->waiting) >= WAITING_MAX && !fuse_session_exited(loop->session)) {
+        w->parked = true;
+        w->parked_below = loop->parked;
+        loop->parked = w;
+        atomic_fetch_add(&loop->parked_count, 1);
+        while (w->parked)
+            pthread_cond_wait(&w->unpark, &loop->lock);
+    }
+    pthread_mutex_unlock(&loop->lock);
+}
+
+/* False if nobody is parked. */
+static bool unpark_one(struct fuse_loop *loop)
+{
+    if (atomic_load(&loop->parked_count) == 0)
+        return false;
+    pthread_mutex_lock(&loop->lock);
+    struct worker *w = loop->parked;
+    if (w) {
+        loop->parked = w->parked_below;
+        w->parked = false;
+        atomic_fetch_sub(&loop->parked_count, 1);
+        pthread_cond_signal(&w->unpark);
+    }
+    pthread_mutex_unlock(&loop->lock);
+    return w;
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
@@ -66,6 +112,11 @@ static void *worker_main(void *arg)
     pthread_setname_np(pthread_self(), "cowfs-fuse");
     while (!fuse_session_exited(loop->session)) {
         struct fuse_buf buf = {.mem = w->request};
+        if (atomic_load(&loop->waiting) >= WAITING_MAX) {
+            park(w);
+            if (fuse_session_exited(loop->session))
+                break;
+        }
         atomic_fetch_add(&loop->waiting, 1);
         int got = fuse_session_receive_buf(loop->session, &buf);
         unsigned others = atomic_fetch_sub(&loop->waiting, 1) - 1;
@@ -80,7 +131,7 @@ static void *worker_main(void *arg)
             break;
         }
         /* A burst of forgets is over before a new thread would be of use. */
-        if (others == 0 && !is_forget(w))
+        if (others == 0 && !is_forget(w) && !unpark_one(loop))
             add_worker(loop);
         fuse_session_process_buf(loop->session, &buf);
     }
@@ -101,6 +152,7 @@ static struct worker *worker_new(struct fuse_loop *loop)
         return NULL;
     struct worker *w = g_new0(struct worker, 1);
     w->loop = loop;
+    pthread_cond_init(&w->unpark, NULL);
     w->memory = memory;
     w->memory_bytes = bytes;
     w->request = w->memory + page - WRITE_HEADER_BYTES;
@@ -110,6 +162,7 @@ static struct worker *worker_new(struct fuse_loop *loop)
 
 static void worker_free(struct worker *w)
 {
+    pthread_cond_destroy(&w->unpark);
     munmap(w->memory, w->memory_bytes);
     g_free(w);
 }
@@ -165,7 +218,8 @@ struct fuse_loop *fuse_loop_start(struct fuse_session *session, unsigned max_thr
 static bool all_quiet(struct fuse_loop *loop)
 {
     struct pollfd fd = {.fd = fuse_session_fd(loop->session), .events = POLLIN};
-    if (atomic_load(&loop->waiting) < atomic_load(&loop->running))
+    if (atomic_load(&loop->waiting) + atomic_load(&loop->parked_count) <
+        atomic_load(&loop->running))
         return false;
     return poll(&fd, 1, 0) == 0;
 }
@@ -192,6 +246,8 @@ int fuse_loop_stop(struct fuse_loop *loop)
     /* A worker may be between its look at the flag and read(2) when the signal
      * comes: so again, until all have gone. */
     while (atomic_load(&loop->running) > 0) {
+        while (unpark_one(loop))
+            ;
         pthread_mutex_lock(&loop->lock);
         for (struct worker *w = loop->workers; w; w = w->next)
             pthread_kill(w->thread, WAKE_SIGNAL);
