@@ -22,42 +22,101 @@ struct copy {
     struct map map; /* the source's map, our own reference */
     uint64_t src_size;
     struct inode *dst;
-    bool all_shared; /* no bytes were copied */
+    uint64_t dst_end; /* where the copy ends there */
+    bool all_shared;  /* no bytes were copied */
 };
 
-static int copy_bytes(struct copy *c, uint64_t src, uint64_t dst, uint64_t bytes)
+/* The first byte at or after `at`, but before `end`, that the source maps; `end`
+ * if there is none. */
+static int next_data(struct copy *c, uint64_t at, uint64_t end, uint64_t *out)
+{
+    uint64_t chunk_bytes = c->fs->chunk_bytes, index;
+    int error = map_seek(c->fs->nodes, &c->map, at / chunk_bytes,
+                         div_round_up_u64(end, chunk_bytes), true, &index);
+    *out = error ? end : min_u64(end, max_u64(at, index * chunk_bytes));
+    return error == -ENXIO ? 0 : error;
+}
+
+/* Makes [from, to) of the destination what a hole of the source is. */
+static int copy_hole(struct copy *c, uint64_t from, uint64_t to)
+{
+    struct inode *dst = c->dst;
+    uint64_t end = round_up_u64(dst->attr.size_bytes, c->fs->chunk_bytes);
+    int error = content_zero(dst, from, min_u64(to, max_u64(end, from)));
+    return error ? error : content_extend(dst, to);
+}
+
+/* Copies at least one byte, and up to BYTE_COPY_MAX where there is data. */
+static int copy_bytes(struct copy *c, uint64_t src, uint64_t dst, uint64_t bytes, uint64_t *done)
 {
     uint8_t *buffer = g_malloc(WORK_BYTES);
+    uint64_t moved = 0;
     int error = 0;
-    while (bytes > 0 && !error) {
-        size_t part = min_u64(bytes, WORK_BYTES - dst % c->fs->chunk_bytes);
-        ssize_t n = content_read(c->fs, &c->map, c->src_size, buffer, part, src);
-        if (n != (ssize_t)part)
-            error = n < 0 ? (int)n : -EIO;
-        else
-            error = content_write(c->dst, buffer, part, dst);
+    *done = 0;
+    while (*done < bytes && moved < BYTE_COPY_MAX && !error) {
+        uint64_t data, left = bytes - *done;
+        error = next_data(c, src, src + left, &data);
+        if (error)
+            break;
+        uint64_t part = data - src;
+        if (part) {
+            error = copy_hole(c, dst, dst + part);
+        } else {
+            part = min_u64(left, WORK_BYTES - dst % c->fs->chunk_bytes);
+            ssize_t n = content_read(c->fs, &c->map, c->src_size, buffer, part, src);
+            if (n != (ssize_t)part)
+                error = n < 0 ? (int)n : -EIO;
+            else
+                error = content_write(c->dst, buffer, part, dst, true);
+            moved += part;
+        }
         src += part;
         dst += part;
-        bytes -= part;
+        *done += error ? 0 : part;
     }
     g_free(buffer);
     return error;
 }
 
+/* One step, in one transaction; the size grows with it. */
+static int share_step(struct copy *c, uint64_t src_index, uint64_t dst_index, uint64_t count)
+{
+    struct inode *dst = c->dst;
+    txn_enter(c->fs->txn);
+    int error = map_share(c->fs->nodes, &c->map, src_index, &dst->attr.map, dst_index, count);
+    uint64_t end = min_u64((dst_index + count) * c->fs->chunk_bytes, c->dst_end);
+    if (!error && end > dst->attr.size_bytes)
+        file_set_size(dst, end);
+    inode_mark_dirty(dst);
+    txn_exit(c->fs->txn);
+    return error;
+}
+
 static int share_chunks(struct copy *c, uint64_t src_index, uint64_t dst_index, uint64_t count)
 {
-    struct fs *fs = c->fs;
+    uint64_t chunk_bytes = c->fs->chunk_bytes;
+    bool aligned = src_index % SHARE_STEP == dst_index % SHARE_STEP;
     int error = 0;
     while (count > 0 && !error) {
-        /* Whole aligned subtrees are one entry each: let large aligned parts
-         * through, cut others. */
-        uint64_t to_boundary = SHARE_STEP - dst_index % SHARE_STEP;
-        bool aligned = src_index % SHARE_STEP == dst_index % SHARE_STEP;
-        uint64_t part = min_u64(count, aligned ? to_boundary : SHARE_STEP / 64);
-        txn_enter(fs->txn);
-        error = map_share(fs->nodes, &c->map, src_index, &c->dst->attr.map, dst_index, part);
-        inode_mark_dirty(c->dst);
-        txn_exit(fs->txn);
+        /* Jump over holes; where subtrees can be shared, up to where one
+         * begins. */
+        uint64_t data;
+        error = next_data(c, src_index * chunk_bytes, (src_index + count) * chunk_bytes, &data);
+        if (error)
+            break;
+        data /= chunk_bytes;
+        if (aligned && data < src_index + count)
+            data = round_down_u64(data, SHARE_STEP);
+        uint64_t part = data > src_index ? data - src_index : 0;
+        if (part) {
+            error = copy_hole(c, dst_index * chunk_bytes,
+                              min_u64((dst_index + part) * chunk_bytes, c->dst_end));
+        } else {
+            /* Whole aligned subtrees are one entry each: let large aligned
+             * parts through, cut others. */
+            part = min_u64(count, aligned ? SHARE_STEP - dst_index % SHARE_STEP : SHARE_STEP / 64);
+            error = share_step(c, src_index, dst_index, part);
+        }
         src_index += part;
         dst_index += part;
         count -= part;
@@ -87,31 +146,31 @@ static int take_whole(struct copy *c)
 static ssize_t copy_locked(struct copy *c, uint64_t src, uint64_t dst, uint64_t bytes)
 {
     uint64_t chunk_bytes = c->fs->chunk_bytes;
-    uint64_t dst_size = c->dst->attr.size_bytes;
+    uint64_t dst_size = c->dst->attr.size_bytes, done;
     int error = 0;
     if (src == 0 && dst == 0 && bytes == c->src_size && dst_size <= bytes)
         return take_whole(c) ? -EIO : (ssize_t)bytes;
     if (src % chunk_bytes != dst % chunk_bytes) {
-        bytes = min_u64(bytes, BYTE_COPY_MAX);
-        error = copy_bytes(c, src, dst, bytes);
-        return error ? error : (ssize_t)bytes;
+        error = copy_bytes(c, src, dst, bytes, &done);
+        return error ? error : (ssize_t)done;
     }
     uint64_t end = dst + bytes;
     uint64_t head_end = min_u64(end, round_up_u64(dst, chunk_bytes));
     uint64_t whole_end = round_down_u64(end, chunk_bytes);
-    /* The last chunk of the source has zeros behind its end, so it can be
-     * shared whole where the destination ends there, too. */
+    /* The last chunk of the source can be shared whole where the destination
+     * ends there, too. */
     bool tail_shared = end % chunk_bytes && src + bytes == c->src_size && end >= dst_size &&
                        whole_end >= head_end;
+    c->dst_end = end;
     if (tail_shared)
         whole_end += chunk_bytes;
     if (dst < head_end)
-        error = copy_bytes(c, src, dst, head_end - dst);
+        error = copy_bytes(c, src, dst, head_end - dst, &done);
     if (!error && whole_end > head_end)
         error = share_chunks(c, (src + (head_end - dst)) / chunk_bytes, head_end / chunk_bytes,
                              (whole_end - head_end) / chunk_bytes);
     if (!error && whole_end < end && whole_end >= head_end)
-        error = copy_bytes(c, src + (whole_end - dst), whole_end, end - whole_end);
+        error = copy_bytes(c, src + (whole_end - dst), whole_end, end - whole_end, &done);
     return error ? error : (ssize_t)bytes;
 }
 
@@ -152,10 +211,14 @@ ssize_t file_copy_range(struct inode *src, uint64_t src_offset, struct inode *ds
     if (src != dst)
         pthread_rwlock_unlock(&src->map_lock);
     if (result == 0 && bytes > 0) {
-        result = copy_locked(&c, src_offset, dst_offset, bytes);
-        if (result > 0)
-            content_changed(dst, dst_offset + (uint64_t)result,
-                            c.all_shared && !src_unsealed ? CHANGED_NO_SEAL : 0);
+        uint64_t old_size = dst->attr.size_bytes;
+        result = content_extend(dst, dst_offset);
+        if (result == 0)
+            result = copy_locked(&c, src_offset, dst_offset, bytes);
+        if (result < 0)
+            content_cut(dst, old_size); /* no part of it behind the old end */
+        content_changed(dst, result > 0 ? dst_offset + (uint64_t)result : 0,
+                        c.all_shared && !src_unsealed ? CHANGED_NO_SEAL : 0);
         txn_enter(fs->txn);
         error = file_drop_map(fs, &c.map);
         txn_exit(fs->txn);

@@ -13,12 +13,24 @@ ssize_t content_read(struct fs *fs, const struct map *map, uint64_t size_bytes, 
                      size_t bytes, uint64_t offset_bytes);
 
 /* Writes all bytes; map_lock held exclusively, space not yet checked. Does not
- * touch size or times. Enters the gate as it needs. */
-int content_write(struct inode *inode, const uint8_t *data, size_t bytes, uint64_t offset_bytes);
+ * touch times. grow: the size grows with what is written, so that a commit in
+ * between finds no data behind the end; else the range must lie within the
+ * chunks that the file has. Enters the gate as it needs. */
+int content_write(struct inode *inode, const uint8_t *data, size_t bytes, uint64_t offset_bytes,
+                  bool grow);
 
 /* Zeros [from, to): punches whole chunks, writes zeros to the edges. map_lock
- * held exclusively. Does not touch size or times. */
+ * held exclusively. Does not touch size or times; `to` may not lie beyond the
+ * last chunk of the file unless both are whole chunks. */
 int content_zero(struct inode *inode, uint64_t from, uint64_t to);
+
+/* Before the file grows beyond its end by other bytes than those that follow
+ * it: makes all zero from there up to `to` (see file_space.c). map_lock held
+ * exclusively. May grow the file, not beyond `to`. */
+int content_extend(struct inode *inode, uint64_t to);
+
+/* Cuts the file to size_bytes if it is longer. map_lock held exclusively. */
+int content_cut(struct inode *inode, uint64_t size_bytes);
 
 enum {
     CHANGED_KEEP_TIMES = 1, /* the kernel keeps mtime (writeback of its cache) */

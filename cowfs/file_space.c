@@ -2,9 +2,12 @@
 /*
  * file_space.c - truncate and fallocate.
  *
- * Invariant: bytes of the last chunk beyond the end of the file are zero, and
- * chunks beyond it are reserved ones, which read as zeros. So growing a file
- * is setting its size.
+ * Behind the end of a file there are the rest of its last chunk and chunks that
+ * were reserved. Both are zero as long as all goes well. But appending to the
+ * last chunk, or to reserved ones, may overwrite in place, and a crash before
+ * the next commit then leaves the bytes there and the size as it was. So they
+ * are not relied upon: who makes a file longer zeros what it will show
+ * (content_extend). Chunks that are not reserved never lie behind the end.
  */
 #include "cowfs/file_internal.h"
 #include "cowfs/sealer.h"
@@ -45,14 +48,36 @@ int content_zero(struct inode *inode, uint64_t from, uint64_t to)
     if (from >= to)
         return 0;
     if (first_whole > end_whole) /* within one chunk */
-        return content_write(inode, zeros, to - from, from);
+        return content_write(inode, zeros, to - from, from, false);
     if (from % chunk_bytes)
-        error = content_write(inode, zeros, first_whole * chunk_bytes - from, from);
+        error = content_write(inode, zeros, first_whole * chunk_bytes - from, from, false);
     if (!error)
         error = punch_chunks(inode, first_whole, end_whole);
     if (!error && to % chunk_bytes)
-        error = content_write(inode, zeros, to % chunk_bytes, end_whole * chunk_bytes);
+        error = content_write(inode, zeros, to % chunk_bytes, end_whole * chunk_bytes, false);
     return error;
+}
+
+int content_extend(struct inode *inode, uint64_t to)
+{
+    static const uint8_t zeros[CHUNK_BYTES_MAX];
+    struct fs *fs = inode->fs;
+    uint64_t at = inode->attr.size_bytes, chunk_bytes = fs->chunk_bytes;
+    while (at < to) {
+        /* Holes are zero. In place where possible: what is reserved stays so. */
+        uint64_t index;
+        int error = map_seek(fs->nodes, &inode->attr.map, at / chunk_bytes,
+                             div_round_up_u64(to, chunk_bytes), true, &index);
+        if (error)
+            return error == -ENXIO ? 0 : error;
+        at = max_u64(at, index * chunk_bytes);
+        uint64_t end = min_u64(to, index * chunk_bytes + chunk_bytes);
+        error = content_write(inode, zeros, end - at, at, true);
+        if (error)
+            return error;
+        at = end;
+    }
+    return 0;
 }
 
 /* To zero: the whole map goes at once, however large. */
@@ -94,6 +119,20 @@ static int truncate_down(struct inode *inode, uint64_t size_bytes)
     return error;
 }
 
+int content_cut(struct inode *inode, uint64_t size_bytes)
+{
+    struct fs *fs = inode->fs;
+    if (size_bytes >= inode->attr.size_bytes)
+        return 0;
+    int error = truncate_down(inode, size_bytes);
+    if (!error) {
+        txn_enter(fs->txn);
+        file_set_size(inode, size_bytes);
+        txn_exit(fs->txn);
+    }
+    return error;
+}
+
 int file_truncate(struct inode *inode, uint64_t size_bytes)
 {
     struct fs *fs = inode->fs;
@@ -108,6 +147,8 @@ int file_truncate(struct inode *inode, uint64_t size_bytes)
         error = truncate_all(inode);
     else if (size_bytes < old)
         error = truncate_down(inode, size_bytes);
+    else
+        error = content_extend(inode, size_bytes);
     if (!error) {
         txn_enter(fs->txn);
         file_set_size(inode, size_bytes);
@@ -175,6 +216,18 @@ static int reserve(struct inode *inode, uint64_t from, uint64_t to)
     return error;
 }
 
+/* Zeros what of [from, to) lies within the file. */
+static int zero_within(struct inode *inode, uint64_t from, uint64_t to)
+{
+    uint64_t size = inode->attr.size_bytes;
+    if (from >= size)
+        return 0;
+    /* The rest of the last chunk goes too: it can then be punched whole. */
+    if (to >= size)
+        to = round_up_u64(size, inode->fs->chunk_bytes);
+    return content_zero(inode, from, to);
+}
+
 int file_fallocate(struct inode *inode, int mode, uint64_t offset_bytes, uint64_t length_bytes)
 {
     bool keep_size = mode & FALLOC_FL_KEEP_SIZE;
@@ -192,17 +245,21 @@ int file_fallocate(struct inode *inode, int mode, uint64_t offset_bytes, uint64_
         return error;
     uint64_t end = offset_bytes + length_bytes;
     pthread_rwlock_wrlock(&inode->map_lock);
-    if (what == 0) {
+    if (!keep_size)
+        error = content_extend(inode, end);
+    if (error) {
+        /* Nothing more to do. */
+    } else if (what == 0) {
         error = reserve(inode, offset_bytes, end);
     } else {
-        /* Up to the end of the file only: beyond it all is zero, but may be
-         * reserved. Punching gives that back too. */
-        uint64_t zero_end = what == FALLOC_FL_PUNCH_HOLE ? end : min_u64(end, inode->attr.size_bytes);
-        /* The edge in the last chunk need not be written beyond the end. */
-        uint64_t size_end = round_up_u64(inode->attr.size_bytes, inode->fs->chunk_bytes);
-        if (zero_end >= inode->attr.size_bytes && zero_end < size_end)
-            zero_end = size_end;
-        error = content_zero(inode, offset_bytes, zero_end);
+        error = zero_within(inode, offset_bytes, end);
+        /* Behind the end of the file all is zero, but may be reserved:
+         * punching gives that back. */
+        if (!error && what == FALLOC_FL_PUNCH_HOLE)
+            error = punch_chunks(inode,
+                                 div_round_up_u64(max_u64(offset_bytes, inode->attr.size_bytes),
+                                                  inode->fs->chunk_bytes),
+                                 end / inode->fs->chunk_bytes);
     }
     if (!error)
         content_changed(inode, keep_size ? 0 : end, 0);

@@ -27,6 +27,7 @@ struct job {
     struct fs *fs;
     const uint8_t *data;
     uint64_t offset, end; /* bytes */
+    bool grow;            /* may make the file longer */
 };
 
 /* Bytes of the job that lie in chunk `index`. */
@@ -69,6 +70,16 @@ static uint64_t whole_run(const struct job *j, uint64_t index, bool *zero)
  * slots for each would scatter them over the segments. */
 enum { SMALL_FILE_CHUNKS = 16 };
 
+/* The file reaches to the end of chunk `end_index` - 1, or to where the job
+ * ends, in the same transaction that maps these chunks: no commit has data
+ * behind the end of a file. */
+static void grow_with(struct job *j, uint64_t end_index)
+{
+    uint64_t end = min_u64(end_index * j->fs->chunk_bytes, j->end);
+    if (j->grow && end > j->inode->attr.size_bytes)
+        file_set_size(j->inode, end);
+}
+
 /* Writes data to new slots and maps them. `data` is whole chunks. */
 static int put_new(struct job *j, uint64_t index, uint64_t count, const uint8_t *data, bool hole)
 {
@@ -78,7 +89,6 @@ static int put_new(struct job *j, uint64_t index, uint64_t count, const uint8_t 
     while (count > 0 && !error) {
         chunk_t first = 0;
         uint64_t got = count;
-        unsigned section = segments_read_enter(fs->segments); /* see slots.h */
         if (hole && index + count > SMALL_FILE_CHUNKS) {
             txn_enter(fs->txn);
             error = map_fill_slots(fs->nodes, map, index, count, &first, &got);
@@ -92,10 +102,11 @@ static int put_new(struct job *j, uint64_t index, uint64_t count, const uint8_t 
         if (!error) {
             txn_enter(fs->txn);
             error = map_set(fs->nodes, map, index, got, first, false);
+            if (!error)
+                grow_with(j, index + got);
             inode_mark_dirty(j->inode);
             txn_exit(fs->txn);
         }
-        segments_read_exit(fs->segments, section);
         index += got;
         count -= got;
         data += got * fs->chunk_bytes;
@@ -141,9 +152,7 @@ static int put_shared(struct job *j, const struct extent *e, const uint8_t *data
     uint8_t old[WORK_BYTES];
     for (uint64_t done = 0; done < e->count; done += step) {
         uint64_t n = min_u64(step, e->count - done);
-        unsigned section = segments_read_enter(fs->segments);
         int error = segments_read(fs->segments, e->chunk + done, 0, old, n * chunk_bytes);
-        segments_read_exit(fs->segments, section);
         for (uint64_t i = 0, k; i < n && !error; i = k) {
             const uint8_t *new_data = data + (done + i) * chunk_bytes;
             k = i + 1;
@@ -167,9 +176,7 @@ static int put_edge(struct job *j, const struct extent *e, const struct edge *ed
     struct fs *fs = j->fs;
     uint8_t merged[CHUNK_BYTES_MAX];
     if (e->chunk) {
-        unsigned section = segments_read_enter(fs->segments);
         int error = segments_read(fs->segments, e->chunk, 0, merged, fs->chunk_bytes);
-        segments_read_exit(fs->segments, section);
         if (error)
             return error;
         if (memcmp(merged + edge->from, edge->data, edge->to - edge->from) == 0)
@@ -210,7 +217,8 @@ static int put_piece(struct job *j, uint64_t index, uint64_t *done)
     return put_new(j, index, e.count, edge.data, true);
 }
 
-int content_write(struct inode *inode, const uint8_t *data, size_t bytes, uint64_t offset_bytes)
+int content_write(struct inode *inode, const uint8_t *data, size_t bytes, uint64_t offset_bytes,
+                  bool grow)
 {
     struct fs *fs = inode->fs;
     struct job j = {
@@ -219,12 +227,18 @@ int content_write(struct inode *inode, const uint8_t *data, size_t bytes, uint64
         .data = data,
         .offset = offset_bytes,
         .end = offset_bytes + bytes,
+        .grow = grow,
     };
     uint64_t index = offset_bytes / fs->chunk_bytes;
     uint64_t end = div_round_up_u64(j.end, fs->chunk_bytes);
     while (index < end) {
         uint64_t done;
+        /* From looking up to the last use: the sealer may exchange a chunk in
+         * a leaf that other files share, and slots must not lose their segment
+         * before they are mapped (slots.h). */
+        unsigned section = segments_read_enter(fs->segments);
         int error = put_piece(&j, index, &done);
+        segments_read_exit(fs->segments, section);
         if (error)
             return error;
         index += done;
@@ -238,7 +252,7 @@ static int write_in_place(struct inode *inode, const uint8_t *data, size_t bytes
                           uint64_t offset_bytes, bool *done)
 {
     struct fs *fs = inode->fs;
-    struct job j = {inode, fs, data, offset_bytes, offset_bytes + bytes};
+    struct job j = {inode, fs, data, offset_bytes, offset_bytes + bytes, false};
     uint64_t index = offset_bytes / fs->chunk_bytes;
     uint64_t end = div_round_up_u64(j.end, fs->chunk_bytes);
     struct {
@@ -296,9 +310,13 @@ ssize_t file_write(struct inode *inode, const void *buffer, size_t bytes, uint64
     pthread_rwlock_unlock(&inode->map_lock);
     if (!error && !done) {
         pthread_rwlock_wrlock(&inode->map_lock);
-        error = content_write(inode, buffer, bytes, offset_bytes);
+        uint64_t old_size = inode->attr.size_bytes;
+        error = content_extend(inode, offset_bytes);
         if (!error)
-            content_changed(inode, offset_bytes + bytes, changed);
+            error = content_write(inode, buffer, bytes, offset_bytes, true);
+        if (error)
+            content_cut(inode, old_size); /* no part of it behind the old end */
+        content_changed(inode, error ? 0 : offset_bytes + bytes, changed);
         pthread_rwlock_unlock(&inode->map_lock);
     }
     return error ? error : (ssize_t)bytes;
