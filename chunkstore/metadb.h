@@ -50,7 +50,8 @@ struct metadb_value {
 };
 
 /* Opens the database in directory `path`. -ENOENT if it is missing and
- * `create` is off, -EUCLEAN if it is damaged. */
+ * `create` is off, -EUCLEAN if it is damaged, -EBUSY if it is open already.
+ * Not before a fork: RocksDB's threads do not survive one. */
 int metadb_open(const char *path, const struct metadb_options *options, struct metadb **out,
                 struct errmsg *err);
 /* Drops what was not committed, closes, frees. NULL is allowed. */
@@ -86,8 +87,11 @@ int metadb_flip(struct metadb *db);
 /*
  * Writes COMMITTING, synced, and drops it. On error it stays, reads go on
  * seeing it, and the call may be repeated; after an error RocksDB itself is
- * closed and opened again inside (it stays failed otherwise: facts).
- * 0 if there is nothing to commit.
+ * closed and opened again inside (it stays failed otherwise: facts). Reads
+ * from other threads wait for that. On a full file system, -ENOSPC, they go
+ * on: RocksDB is then open for reading only until a later call succeeds.
+ * A small commit gets through in the room of a reserve file, so a full store
+ * can still delete. 0 if there is nothing to commit; -EROFS if read_only.
  */
 int metadb_commit(struct metadb *db);
 bool metadb_commit_pending(struct metadb *db);
