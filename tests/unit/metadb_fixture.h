@@ -16,6 +16,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mount.h>
 
 /* RocksDB is not built with the sanitizer, which then does not see how its
  * threads synchronise, but does see its calls of memcpy. */
@@ -51,6 +52,7 @@ static inline void remove_tree(const char *dir)
 
 static inline void teardown(void)
 {
+    umount2(scratch, MNT_DETACH); /* some tests mount a small tmpfs there */
     remove_tree(scratch);
     g_free(scratch);
     g_free(path);
