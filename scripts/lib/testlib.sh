@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2119,SC2120
 # testlib.sh - what the tests over real mounts (tests/mount/*.sh) share.
 #
 # A test file sources this, defines functions test_NAME, and ends with
@@ -185,7 +185,7 @@ clean_up() {
     for args in /proc/[0-9]*/cmdline; do
         pid=${args#/proc/}
         pid=${pid%/cmdline}
-        [ "$pid" != $$ ] && [ "$pid" != "$BASHPID" ] || continue
+        if [ "$pid" = $$ ] || [ "$pid" = "$BASHPID" ]; then continue; fi
         if tr '\0' '\n' 2>/dev/null <"$args" | grep -qF -- "$work/"; then
             kill -KILL "$pid" 2>/dev/null
         fi
@@ -287,7 +287,10 @@ run_tests() {
         fi
     fi
     trap '[ -z "$current_work" ] || clean_up "$current_work"; exit 130' INT TERM HUP
-    [ $# -gt 0 ] || mapfile -t < <(tests_in_order) && [ $# -gt 0 ] || set -- "${MAPFILE[@]}"
+    if [ $# = 0 ]; then
+        mapfile -t < <(tests_in_order)
+        set -- "${MAPFILE[@]}"
+    fi
     for name in "$@"; do
         declare -F "$name" >/dev/null || {
             printf 'not ok %s: there is no such test\n' "$name"
