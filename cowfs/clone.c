@@ -202,7 +202,10 @@ static int link_item(struct plan *p, struct plan_item *item)
         item->made->attr.parent = dir->ino;
         pthread_mutex_unlock(&item->made->attr_lock);
     }
-    struct timespec mtime = item_at(p, item->parent)->src->attr.mtime;
+    struct inode *src_dir = item_at(p, item->parent)->src;
+    pthread_mutex_lock(&src_dir->attr_lock);
+    struct timespec mtime = src_dir->attr.mtime;
+    pthread_mutex_unlock(&src_dir->attr_lock);
     int error = names_add_locked(p->fs, dir, item->name, item->made);
     pthread_mutex_lock(&dir->attr_lock);
     dir->attr.mtime = mtime;
