@@ -7,6 +7,7 @@
  */
 #include "cowfs/clone.h"
 #include "cowfs/fuse_ops.h"
+#include "cowfs/reap.h"
 
 #include <errno.h>
 #include <string.h>
@@ -166,6 +167,9 @@ static int do_commit(struct call *c)
     struct cowfs_ioc_commit *io = c->io;
     if (io->flags & ~1u)
         return -EINVAL;
+    /* What was deleted is released first, so that this commit frees it. */
+    if (io->flags & 1u)
+        reaper_wait(c->fs->reaper);
     int error = fs_commit(c->fs);
     if (error == 0 && io->flags & 1u)
         txn_wait_reclaim(c->fs->txn);
