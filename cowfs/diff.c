@@ -9,36 +9,35 @@
 
 #include <errno.h>
 
-/* Takes the map of a regular file as it is now, with a reference. */
-static int take_map(struct fs *fs, uint64_t ino, struct map *map, uint64_t *size_bytes)
+/* The content of a regular file as it is now: as an inode that stands still. */
+static int hold(struct fs *fs, uint64_t ino, struct inode **out)
 {
     struct inode *inode;
+    *out = NULL;
     int error = inode_get(fs->inodes, ino, &inode);
     if (error)
         return error;
-    if (S_ISREG(inode->attr.mode)) {
-        /* Exclusively, as for a clone: nobody may be about to overwrite in
-         * place what becomes shared here. */
-        pthread_rwlock_wrlock(&inode->map_lock);
-        txn_enter(fs->txn);
-        error = map_clone(fs->nodes, &inode->attr.map, map);
-        *size_bytes = inode->attr.size_bytes;
-        txn_exit(fs->txn);
-        pthread_rwlock_unlock(&inode->map_lock);
-    } else {
+    if (!S_ISREG(inode_mode(inode))) {
         error = -EINVAL;
+    } else if (fs->config.read_only) {
+        /* A reference is a change of counts, which must not be; but nobody
+         * writes, and the file itself will do. */
+        *out = inode_ref(inode);
+    } else {
+        pthread_rwlock_wrlock(&inode->map_lock);
+        error = file_hold_map(inode, out);
+        pthread_rwlock_unlock(&inode->map_lock);
     }
     inode_put(inode);
     return error;
 }
 
-static void give_back(struct fs *fs, struct map *map)
+static void release(struct fs *fs, struct inode *held)
 {
-    txn_enter(fs->txn);
-    int error = file_drop_map(fs, map);
-    txn_exit(fs->txn);
-    if (error)
-        g_warning("a temporary reference could not be freed: %s", g_strerror(-error));
+    if (fs->config.read_only)
+        inode_put(held);
+    else
+        file_release_hold(held);
 }
 
 struct diff_fill {
@@ -62,38 +61,20 @@ static int add_range(void *arg, uint64_t index, uint64_t n)
 
 int diff_files(struct fs *fs, uint64_t a, uint64_t b, struct cowfs_ioc_diff *io)
 {
-    struct map map_a = {0}, map_b = {0};
-    uint64_t size_a = 0, size_b = 0;
+    struct inode *x = NULL, *y = NULL;
     struct diff_fill fill = {.io = io, .chunk_bytes = fs->chunk_bytes};
     io->count = 0;
     io->next = 0;
-    /* A reference is a change of counts, which a read-only store must not
-     * have; there nobody writes, and the maps can be used as they are. */
-    if (fs->config.read_only) {
-        struct inode *x = NULL, *y = NULL;
-        int error = inode_get(fs->inodes, a, &x);
-        if (!error)
-            error = inode_get(fs->inodes, b, &y);
-        if (!error && (!S_ISREG(x->attr.mode) || !S_ISREG(y->attr.mode)))
-            error = -EINVAL;
-        if (!error)
-            error = map_diff(fs->nodes, &x->attr.map, &y->attr.map, io->offset / fs->chunk_bytes,
-                             div_round_up_u64(max_u64(x->attr.size_bytes, y->attr.size_bytes),
-                                              fs->chunk_bytes),
-                             add_range, &fill);
-        inode_put(x);
-        inode_put(y);
-        return error == DIFF_FULL ? 0 : error;
-    }
-    int error = take_map(fs, a, &map_a, &size_a);
+    int error = hold(fs, a, &x);
     if (!error)
-        error = take_map(fs, b, &map_b, &size_b);
+        error = hold(fs, b, &y);
     if (!error)
-        error = map_diff(fs->nodes, &map_a, &map_b, io->offset / fs->chunk_bytes,
-                         div_round_up_u64(max_u64(size_a, size_b), fs->chunk_bytes), add_range,
-                         &fill);
-    give_back(fs, &map_a);
-    give_back(fs, &map_b);
+        error = map_diff(fs->nodes, &x->attr.map, &y->attr.map, io->offset / fs->chunk_bytes,
+                         div_round_up_u64(max_u64(x->attr.size_bytes, y->attr.size_bytes),
+                                          fs->chunk_bytes),
+                         add_range, &fill);
+    release(fs, x);
+    release(fs, y);
     return error == DIFF_FULL ? 0 : error;
 }
 
@@ -106,7 +87,7 @@ int seal_range(struct fs *fs, uint64_t ino, struct cowfs_ioc_seal *io)
         error = inode_get(fs->inodes, ino, &inode);
     if (error)
         return error;
-    if (!S_ISREG(inode->attr.mode)) {
+    if (!S_ISREG(inode_mode(inode))) {
         inode_put(inode);
         return -EINVAL;
     }

@@ -113,22 +113,62 @@ void content_changed(struct inode *inode, uint64_t size_bytes, unsigned flags)
     txn_exit(fs->txn);
 }
 
+/* An inode without a name that has this map; inside the gate. When its last
+ * reference goes, now or by a crash, the reaper releases it. */
+static struct inode *new_orphan(struct fs *fs, struct map map, uint64_t size_bytes)
+{
+    struct inode *orphan = inode_new(fs->inodes, S_IFREG, 0, 0, 0);
+    pthread_mutex_lock(&orphan->attr_lock);
+    orphan->attr.nlink = 0;
+    orphan->attr.map = map;
+    orphan->attr.size_bytes = size_bytes;
+    pthread_mutex_unlock(&orphan->attr_lock);
+    inode_mark_orphan(orphan);
+    return orphan;
+}
+
 int file_drop_map(struct fs *fs, struct map *map)
 {
     bool more;
     int error = map_release(fs->nodes, map, &more);
     if (error || !more)
         return error;
-    struct inode *orphan = inode_new(fs->inodes, S_IFREG, 0, 0, 0);
-    pthread_mutex_lock(&orphan->attr_lock);
-    orphan->attr.nlink = 0;
-    orphan->attr.map = *map;
-    pthread_mutex_unlock(&orphan->attr_lock);
-    inode_mark_orphan(orphan);
-    inode_mark_dirty(orphan);
+    inode_put(new_orphan(fs, *map, 0));
     *map = (struct map){0};
-    inode_put(orphan);
     return 0;
+}
+
+int file_hold_map(struct inode *src, struct inode **holder)
+{
+    struct fs *fs = src->fs;
+    struct map map;
+    *holder = NULL;
+    txn_enter(fs->txn);
+    int error = map_clone(fs->nodes, &src->attr.map, &map);
+    if (!error)
+        *holder = new_orphan(fs, map, src->attr.size_bytes);
+    txn_exit(fs->txn);
+    return error;
+}
+
+void file_release_hold(struct inode *holder)
+{
+    if (!holder)
+        return;
+    /* Mostly this is one count less; the reaper would ask for a commit. */
+    struct fs *fs = holder->fs;
+    bool more = false;
+    txn_enter(fs->txn);
+    struct map map = holder->attr.map;
+    int error = map_release(fs->nodes, &map, &more);
+    pthread_mutex_lock(&holder->attr_lock);
+    holder->attr.map = map;
+    pthread_mutex_unlock(&holder->attr_lock);
+    inode_mark_dirty(holder);
+    txn_exit(fs->txn);
+    if (error)
+        g_warning("a temporary reference could not be freed: %s", g_strerror(-error));
+    inode_put(holder);
 }
 
 int file_clone_locked(struct inode *src, struct inode *dst)

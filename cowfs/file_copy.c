@@ -19,11 +19,10 @@
 
 struct copy {
     struct fs *fs;
-    struct map map; /* the source's map, our own reference */
+    struct map map; /* the source's, as it was at the start; held for us */
     uint64_t src_size;
     struct inode *dst;
     uint64_t dst_end; /* where the copy ends there */
-    bool all_shared;  /* no bytes were copied */
 };
 
 /* The first byte at or after `at`, but before `end`, that the source maps; `end`
@@ -124,23 +123,25 @@ static int share_chunks(struct copy *c, uint64_t src_index, uint64_t dst_index, 
     return error;
 }
 
-/* The whole source over all of dst: dst's map becomes the clone. O(1). */
-static int take_whole(struct copy *c)
+/* The whole source over all of dst: dst's map becomes the clone. O(1). Both
+ * are locked. */
+static int take_whole(struct inode *src, struct inode *dst)
 {
-    struct inode *dst = c->dst;
-    txn_enter(c->fs->txn);
-    struct map old = dst->attr.map;
-    dst->attr.map = c->map;
-    c->map = (struct map){0};
-    c->all_shared = true;
-    file_set_size(dst, c->src_size);
-    int error = file_drop_map(c->fs, &old);
-    if (error)
-        /* The copy is whole; what could not be freed is a leak for fsck. */
-        g_warning("inode %" G_GUINT64_FORMAT ": old content could not be freed: %s", dst->ino,
-                  g_strerror(-error));
-    txn_exit(c->fs->txn);
-    return 0;
+    struct fs *fs = src->fs;
+    struct map map, old = dst->attr.map;
+    txn_enter(fs->txn);
+    int error = map_clone(fs->nodes, &src->attr.map, &map);
+    if (!error) {
+        dst->attr.map = map;
+        file_set_size(dst, src->attr.size_bytes);
+        int lost = file_drop_map(fs, &old);
+        if (lost)
+            /* The copy is whole; what could not be freed is a leak for fsck. */
+            g_warning("inode %" G_GUINT64_FORMAT ": old content could not be freed: %s", dst->ino,
+                      g_strerror(-lost));
+    }
+    txn_exit(fs->txn);
+    return error;
 }
 
 static ssize_t copy_locked(struct copy *c, uint64_t src, uint64_t dst, uint64_t bytes)
@@ -148,8 +149,6 @@ static ssize_t copy_locked(struct copy *c, uint64_t src, uint64_t dst, uint64_t 
     uint64_t chunk_bytes = c->fs->chunk_bytes;
     uint64_t dst_size = c->dst->attr.size_bytes, done;
     int error = 0;
-    if (src == 0 && dst == 0 && bytes == c->src_size && dst_size <= bytes)
-        return take_whole(c) ? -EIO : (ssize_t)bytes;
     if (src % chunk_bytes != dst % chunk_bytes) {
         error = copy_bytes(c, src, dst, bytes, &done);
         return error ? error : (ssize_t)done;
@@ -184,48 +183,58 @@ static void lock_both(struct inode *a, struct inode *b)
     }
 }
 
+/* By parts, from a map that is held. dst is locked. */
+static ssize_t copy_parts(struct inode *holder, uint64_t src_offset, struct inode *dst,
+                          uint64_t dst_offset, uint64_t bytes)
+{
+    struct copy c = {
+        .fs = dst->fs,
+        .map = holder->attr.map,
+        .src_size = holder->attr.size_bytes,
+        .dst = dst,
+    };
+    uint64_t old_size = dst->attr.size_bytes;
+    ssize_t result = content_extend(dst, dst_offset);
+    if (result == 0)
+        result = copy_locked(&c, src_offset, dst_offset, bytes);
+    if (result < 0)
+        content_cut(dst, old_size); /* no part of it behind the old end */
+    content_changed(dst, result > 0 ? dst_offset + (uint64_t)result : 0, 0);
+    return result;
+}
+
 ssize_t file_copy_range(struct inode *src, uint64_t src_offset, struct inode *dst,
                         uint64_t dst_offset, uint64_t bytes)
 {
     struct fs *fs = src->fs;
-    int error = fs_may_change(fs);
-    if (error)
-        return error;
+    struct inode *holder = NULL;
+    ssize_t result = fs_may_change(fs);
+    if (result)
+        return result;
     if (!file_range_ok(src_offset, 0) || !file_range_ok(dst_offset, 0))
         return -EFBIG;
     lock_both(src, dst);
-    struct copy c = {.fs = fs, .src_size = src->attr.size_bytes, .dst = dst};
-    bool src_unsealed = atomic_load(&src->unsealed);
-    ssize_t result = 0;
-    bytes = src_offset < c.src_size ? min_u64(bytes, c.src_size - src_offset) : 0;
-    if (bytes > (uint64_t)FILE_SIZE_MAX - dst_offset)
-        bytes = FILE_SIZE_MAX - dst_offset;
-    if (src == dst && bytes > 0 && src_offset < dst_offset + bytes &&
-        dst_offset < src_offset + bytes)
+    uint64_t src_size = src->attr.size_bytes;
+    bytes = src_offset < src_size ? min_u64(bytes, src_size - src_offset) : 0;
+    bytes = min_u64(bytes, FILE_SIZE_MAX - dst_offset);
+    bool whole = src_offset == 0 && dst_offset == 0 && bytes == src_size &&
+                 dst->attr.size_bytes <= bytes;
+    if (bytes > 0 && src == dst && src_offset < dst_offset + bytes &&
+        dst_offset < src_offset + bytes) {
         result = -EINVAL;
-    if (result == 0 && bytes > 0) {
-        txn_enter(fs->txn);
-        result = map_clone(fs->nodes, &src->attr.map, &c.map);
-        txn_exit(fs->txn);
+    } else if (bytes > 0 && whole) {
+        result = take_whole(src, dst);
+        if (result == 0)
+            content_changed(dst, bytes, atomic_load(&src->unsealed) ? 0 : CHANGED_NO_SEAL);
+        result = result ? result : (ssize_t)bytes;
+    } else if (bytes > 0) {
+        result = file_hold_map(src, &holder);
     }
     if (src != dst)
         pthread_rwlock_unlock(&src->map_lock);
-    if (result == 0 && bytes > 0) {
-        uint64_t old_size = dst->attr.size_bytes;
-        result = content_extend(dst, dst_offset);
-        if (result == 0)
-            result = copy_locked(&c, src_offset, dst_offset, bytes);
-        if (result < 0)
-            content_cut(dst, old_size); /* no part of it behind the old end */
-        content_changed(dst, result > 0 ? dst_offset + (uint64_t)result : 0,
-                        c.all_shared && !src_unsealed ? CHANGED_NO_SEAL : 0);
-        txn_enter(fs->txn);
-        error = file_drop_map(fs, &c.map);
-        txn_exit(fs->txn);
-        if (error)
-            g_warning("inode %" G_GUINT64_FORMAT ": a temporary reference could not be freed: %s",
-                      src->ino, g_strerror(-error));
-    }
+    if (holder)
+        result = copy_parts(holder, src_offset, dst, dst_offset, bytes);
     pthread_rwlock_unlock(&dst->map_lock);
+    file_release_hold(holder);
     return result;
 }

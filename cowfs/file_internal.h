@@ -49,6 +49,14 @@ void file_set_size(struct inode *inode, uint64_t size_bytes);
  * that is little work, else by an orphan inode that the reaper releases. */
 int file_drop_map(struct fs *fs, struct map *map);
 
+/* A second reference to the content as it is now, for use over several
+ * transactions: *holder's map, and its size. The holder is an orphan inode, so
+ * that a crash in between leaks nothing. src's map_lock is held exclusively
+ * (nobody may be about to overwrite in place what becomes shared here). Enters
+ * the gate. */
+int file_hold_map(struct inode *src, struct inode **holder);
+void file_release_hold(struct inode *holder); /* NULL is allowed */
+
 /* True if [offset, offset + bytes) is a range of a file. */
 static inline bool file_range_ok(uint64_t offset_bytes, uint64_t bytes)
 {

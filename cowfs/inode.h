@@ -106,6 +106,15 @@ void inode_mark_dirty(struct inode *inode);
 void inode_touch_ctime(struct inode *inode);
 void inode_touch_mtime(struct inode *inode);
 
+/* Type and permissions; the latter may change at any time. */
+static inline uint32_t inode_mode(struct inode *inode)
+{
+    pthread_mutex_lock(&inode->attr_lock);
+    uint32_t mode = inode->attr.mode;
+    pthread_mutex_unlock(&inode->attr_lock);
+    return mode;
+}
+
 /* A consistent copy of what stat(2) shows. */
 void inode_stat(struct inode *inode, struct stat *st);
 

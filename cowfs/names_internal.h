@@ -46,14 +46,6 @@ static inline bool name_is_dots(const char *name)
     return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]));
 }
 
-static inline uint32_t inode_mode(struct inode *inode)
-{
-    pthread_mutex_lock(&inode->attr_lock);
-    uint32_t mode = inode->attr.mode;
-    pthread_mutex_unlock(&inode->attr_lock);
-    return mode;
-}
-
 /* References a directory that is one and is not removed: -ENOTDIR, -ENOENT. */
 int names_get_dir(struct fs *fs, uint64_t ino, struct inode **out);
 /* References what an entry names; an entry without inode is -EUCLEAN. */

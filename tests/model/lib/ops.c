@@ -700,11 +700,33 @@ void world_check(struct world *w, struct fs *fs, bool after_crash)
     }
 }
 
+/* What lay behind the end when the store died must not come to light. */
+static void check_behind_end(struct world *w, struct fs *fs, const struct slot *s)
+{
+    static uint8_t buffer[3 * CHUNK_BYTES_MAX];
+    struct inode *inode;
+    if (names_lookup(fs, ROOT_INO, s->name, &inode))
+        return;
+    uint64_t size = file_size(inode);
+    size_t n = 3 * (size_t)w->chunk_bytes;
+    if (size <= (uint64_t)FILE_SIZE_MAX - n) {
+        expect(s, file_truncate(inode, size + n), 0, "truncate");
+        expect(s, file_read(inode, buffer, n, size), (int64_t)n, "read");
+        for (size_t i = 0; i < n; i++)
+            if (buffer[i])
+                fail("%s: byte %" PRIu64 ", behind the end after a crash, is %02x", s->name,
+                     size + i, buffer[i]);
+    }
+    inode_put(inode);
+}
+
 void world_drop_touched(struct world *w, struct fs *fs)
 {
     for (unsigned i = 0; i < SLOTS; i++) {
         struct slot *s = &w->slots[i];
         if (s->touched) {
+            if (fs)
+                check_behind_end(w, fs, s);
             int error = fs ? names_unlink(fs, ROOT_INO, s->name) : 0;
             if (error && error != -ENOENT)
                 fail("%s: unlink: %s", s->name, g_strerror(-error));
