@@ -112,8 +112,8 @@ void reply_entry(fuse_req_t req, int error, struct inode *inode)
 bool mount_kill_suidgid_locked(struct inode *inode)
 {
     uint32_t mode = inode->attr.mode;
-    if (!S_ISREG(mode))
-        return false;
+    if (S_ISDIR(mode))
+        return false; /* setgid there means inheritance */
     uint32_t drop = mode & S_ISUID;
     /* setgid without group execute once meant mandatory locking; Linux leaves
      * it alone. */
