@@ -143,6 +143,25 @@ used_below() { df -B1 --output=used "$WORK" | tail -n 1 | tr -d ' '; }
 random_file() { head -c "$2" /dev/urandom >"$1"; }
 sum_of() { b2sum <"$1"; }
 
+# The names in a directory, sorted, in one line.
+names_in() { find "$1" -mindepth 1 -maxdepth 1 -printf '%f\n' | sort | paste -s -d ' '; }
+
+# hold COMMAND...: starts a helper that says "ready" and then holds something until release.
+hold() {
+    local line=''
+    mkfifo "$WORK/hold.in" "$WORK/hold.out"
+    "$@" <"$WORK/hold.in" >"$WORK/hold.out" &
+    held=$!
+    exec 7>"$WORK/hold.in" 6<"$WORK/hold.out"
+    rm "$WORK/hold.in" "$WORK/hold.out"
+    read -r line <&6 || true
+    assert_eq "$line" ready "what '$1 $2' says"
+}
+release() {
+    exec 7>&- 6<&-
+    wait "$held"
+}
+
 # ---- running -----------------------------------------------------------------
 
 # need_loop: there are loop devices, or the test is skipped.
