@@ -29,6 +29,7 @@ struct txn {
 
     pthread_rwlock_t gate;
     atomic_int_fast64_t dirty_bytes;
+    atomic_bool freed; /* since the last flip: a commit has been asked for */
 
     pthread_mutex_t commit_lock; /* held by the one who commits */
     atomic_uint_fast64_t flips;  /* flips done (under commit_lock) */
@@ -129,6 +130,13 @@ void txn_throttle(struct txn *t)
     pthread_mutex_unlock(&t->lock);
 }
 
+void txn_note_freed(struct txn *t)
+{
+    if (!atomic_load_explicit(&t->freed, memory_order_relaxed) &&
+        !atomic_exchange(&t->freed, true))
+        txn_kick(t, t->config.free_delay_ms);
+}
+
 static void flip(struct txn *t)
 {
     pthread_rwlock_wrlock(&t->gate);
@@ -143,6 +151,7 @@ static void flip(struct txn *t)
     int error = metadb_flip(t->db);
     g_assert(error == 0);
     atomic_fetch_add(&t->flips, 1);
+    atomic_store(&t->freed, false);
     pthread_rwlock_unlock(&t->gate);
 }
 

@@ -66,6 +66,9 @@ void txn_enter(struct txn *t);
 void txn_exit(struct txn *t);
 /* Waits while so much is changed and not committed that memory is at risk. */
 void txn_throttle(struct txn *t);
+/* Chunks lost their last owner: asks for a commit within free_delay_ms, which
+ * gives their space back. Inside the gate; cheap. */
+void txn_note_freed(struct txn *t);
 /* Participants tell how many bytes of changed objects they hold (+/-). */
 void txn_note_dirty(struct txn *t, int64_t bytes);
 

@@ -115,6 +115,15 @@ static inline uint32_t inode_mode(struct inode *inode)
     return mode;
 }
 
+/* For one who does not hold ns_lock. */
+static inline uint32_t inode_nlink(struct inode *inode)
+{
+    pthread_mutex_lock(&inode->attr_lock);
+    uint32_t nlink = inode->attr.nlink;
+    pthread_mutex_unlock(&inode->attr_lock);
+    return nlink;
+}
+
 /* A consistent copy of what stat(2) shows. */
 void inode_stat(struct inode *inode, struct stat *st);
 

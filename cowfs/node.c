@@ -6,13 +6,18 @@
 
 #include <errno.h>
 
-enum { SHARDS = 64, EVICT_TRIES = 16 };
+enum {
+    SHARDS = 64,
+    EVICT_TRIES = 16,
+    DEAD = 1 << 30, /* in pins: out of the table; the last pin frees it */
+};
 
 struct shard {
     _Alignas(64) pthread_mutex_t lock;
     GHashTable *nodes; /* &node->id -> node */
     GQueue clock;      /* eviction by second chance */
     GPtrArray *dirty;
+    uint64_t flips; /* that wrote nodes of this shard */
     size_t bytes;
 };
 
@@ -58,7 +63,7 @@ void node_cache_free(struct node_cache *cache)
         struct shard *s = &cache->shards[i];
         for (unsigned k = 0; k < s->dirty->len; k++) {
             struct node *n = s->dirty->pdata[k];
-            if (n->dead)
+            if (atomic_load(&n->pins) & DEAD)
                 node_free(n);
         }
         GList *l;
@@ -128,11 +133,8 @@ static int load(struct node_cache *cache, uint64_t id, struct node **out)
     uint8_t key[KEY_MAX];
     struct metadb_value value;
     int error = metadb_get(cache->env.db, key, key_u64(key, KEY_NODE, id), &value);
-    if (error) {
-        g_critical("block map node %" G_GUINT64_FORMAT ": %s", id,
-                   error == -ENOENT ? "missing" : g_strerror(-error));
-        return error == -ENOENT ? -EUCLEAN : error;
-    }
+    if (error)
+        return error;
     struct node *n = node_alloc(cache, id, 0);
     uint64_t *entries = g_new(uint64_t, NODE_ENTRIES);
     unsigned level;
@@ -140,7 +142,6 @@ static int load(struct node_cache *cache, uint64_t id, struct node **out)
     metadb_value_free(&value);
     n->entries = entries;
     if (error) {
-        g_critical("block map node %" G_GUINT64_FORMAT ": record is damaged", id);
         node_free(n);
         return error;
     }
@@ -151,56 +152,91 @@ static int load(struct node_cache *cache, uint64_t id, struct node **out)
     return 0;
 }
 
-int node_get(struct node_cache *cache, uint64_t id, unsigned level, struct node **out)
+/* Finds or loads the node, and pins it. -ENOENT if there is none. */
+static int get(struct node_cache *cache, uint64_t id, struct node **out)
 {
     struct shard *s = shard_of(cache, id);
+    struct node *n;
     pthread_mutex_lock(&s->lock);
-    struct node *n = g_hash_table_lookup(s->nodes, &id);
-    if (!n) {
-        /* Read without the lock; another thread may be faster. */
+    while (!(n = g_hash_table_lookup(s->nodes, &id))) {
+        /* Read without the lock; another thread may be faster. It may even
+         * change the node, and have the change written and evicted: then what
+         * was read here is out of date. */
         struct node *loaded;
+        uint64_t flips = s->flips;
         pthread_mutex_unlock(&s->lock);
         atomic_fetch_add(&cache->misses, 1);
         int error = load(cache, id, &loaded);
         if (error)
             return error;
         pthread_mutex_lock(&s->lock);
-        n = g_hash_table_lookup(s->nodes, &id);
-        if (n) {
-            node_free(loaded);
+        if (flips == s->flips && !g_hash_table_contains(s->nodes, &id)) {
+            loaded->pins = 0;
+            shard_insert(s, loaded, cache->shard_bytes_max);
         } else {
-            n = loaded;
-            n->pins = 0;
-            shard_insert(s, n, cache->shard_bytes_max);
+            node_free(loaded);
         }
     }
     atomic_fetch_add(&n->pins, 1);
     if (!atomic_load_explicit(&n->referenced, memory_order_relaxed))
         atomic_store_explicit(&n->referenced, true, memory_order_relaxed);
     pthread_mutex_unlock(&s->lock);
-    if (n->level != level) {
-        g_critical("block map node %" G_GUINT64_FORMAT " has level %u where %u belongs", id,
-                   n->level, level);
-        node_put(n);
-        return -EUCLEAN;
-    }
     *out = n;
     return 0;
+}
+
+int node_get(struct node_cache *cache, uint64_t id, unsigned level, struct node **out)
+{
+    int error = get(cache, id, out);
+    if (!error && (*out)->level != level) {
+        g_critical("block map node %" G_GUINT64_FORMAT " has level %u where %u belongs", id,
+                   (*out)->level, level);
+        node_put(*out);
+        return -EUCLEAN;
+    }
+    if (error == -ENOENT || error == -EUCLEAN) {
+        g_critical("block map node %" G_GUINT64_FORMAT ": %s", id,
+                   error == -ENOENT ? "missing" : "record is damaged");
+        error = -EUCLEAN;
+    }
+    return error;
+}
+
+int node_peek(struct node_cache *cache, uint64_t id, unsigned level, uint64_t *entries)
+{
+    struct node *n;
+    int error = get(cache, id, &n);
+    if (error)
+        return error;
+    if (n->level == level) {
+        pthread_rwlock_rdlock(&n->lock);
+        for (unsigned i = 0, alike; i < NODE_ENTRIES; i += alike) {
+            uint64_t value = node_run_unlocked(n, i, NODE_ENTRIES, &alike);
+            for (unsigned k = 0; k < alike; k++)
+                entries[i + k] = value ? value + k : 0;
+        }
+        pthread_rwlock_unlock(&n->lock);
+    } else {
+        error = -ENOENT;
+    }
+    node_put(n);
+    return error;
 }
 
 void node_put(struct node *n)
 {
     if (!n)
         return;
-    if (!n->dead) {
-        int pins = atomic_fetch_sub(&n->pins, 1);
+    int pins = atomic_load(&n->pins);
+    while (!(pins & DEAD)) {
         g_assert(pins > 0);
-        return;
+        if (atomic_compare_exchange_weak(&n->pins, &pins, pins - 1))
+            return;
     }
     /* Dead: the last pin frees it, unless the dirty array still has it. */
     struct shard *s = shard_of(n->cache, n->id);
     pthread_mutex_lock(&s->lock);
-    bool last = atomic_fetch_sub(&n->pins, 1) == 1 && !n->dirty;
+    bool last = atomic_fetch_sub(&n->pins, 1) == DEAD + 1 && !n->dirty;
     pthread_mutex_unlock(&s->lock);
     if (last)
         node_free(n);
@@ -289,6 +325,7 @@ static void chunk_dead(void *arg, uint64_t first, uint32_t n, bool sealed)
 {
     const struct node_env *env = arg;
     segments_account_dead(env->segments, first, n);
+    txn_note_freed(env->txn);
     if (sealed) {
         /* The content index still knows these; see content_index.h. */
         uint8_t key[KEY_MAX];
@@ -398,7 +435,7 @@ int node_unref(struct node_cache *cache, uint64_t id, unsigned level)
     }
     struct shard *s = shard_of(cache, id);
     pthread_mutex_lock(&s->lock);
-    n->dead = true;
+    atomic_fetch_or(&n->pins, DEAD);
     g_hash_table_remove(s->nodes, &n->id);
     g_queue_unlink(&s->clock, &n->link);
     s->bytes -= node_bytes(n);
@@ -416,10 +453,11 @@ void node_cache_flip(struct node_cache *cache)
         pthread_mutex_lock(&s->lock);
         for (unsigned i = 0; i < s->dirty->len; i++) {
             struct node *n = s->dirty->pdata[i];
+            int pins = atomic_load(&n->pins);
             n->dirty = false;
             flipped++;
-            if (n->dead) {
-                if (atomic_load(&n->pins) == 0)
+            if (pins & DEAD) {
+                if (pins == DEAD)
                     node_free(n);
                 continue;
             }
@@ -435,6 +473,7 @@ void node_cache_flip(struct node_cache *cache)
             n->persisted = true;
             s->bytes += node_bytes(n) - before;
         }
+        s->flips += s->dirty->len > 0;
         g_ptr_array_set_size(s->dirty, 0);
         evict(s, cache->shard_bytes_max);
         pthread_mutex_unlock(&s->lock);

@@ -63,6 +63,10 @@ const struct node_env *node_cache_env(const struct node_cache *cache);
  * the level expected. */
 int node_get(struct node_cache *cache, uint64_t id, unsigned level, struct node **out);
 void node_put(struct node *node); /* NULL is allowed */
+/* A copy of the entries, for one who holds no lock of a file that has the node
+ * and must reckon with it changing or vanishing: -ENOENT if there is no such
+ * node of that level (any more). */
+int node_peek(struct node_cache *cache, uint64_t id, unsigned level, uint64_t *entries);
 
 uint64_t node_id(const struct node *node);
 unsigned node_level(const struct node *node);

@@ -7,7 +7,8 @@
  *     lo <= i < hi, else a hole; lo == hi: empty.
  *  2. dirty: the node is in its shard's dirty array, exactly once, and stays
  *     allocated until the flip even if it dies before.
- *  3. dead: it is in no hash table; nobody but those who pin it sees it.
+ *  3. pins has the bit DEAD (node.c): it is in no hash table; nobody but those
+ *     who pin it sees it.
  */
 #ifndef COWFS_NODE_INTERNAL_H
 #define COWFS_NODE_INTERNAL_H
@@ -29,7 +30,7 @@ struct node {
     struct node_cache *cache;
     atomic_int pins;
     uint8_t level;
-    bool dirty, dead, persisted;
+    bool dirty, persisted;
     atomic_bool referenced;
     uint16_t lo, hi;
     uint64_t base;

@@ -153,7 +153,7 @@ static void round_of_files(struct sealer *s)
         if (ino == 0 || inode_get(s->fs->inodes, ino, &inode) != 0)
             continue; /* deleted; the reaper drops the record */
         bool again = false;
-        if (inode->attr.nlink > 0 && S_ISREG(inode->attr.mode)) {
+        if (inode_nlink(inode) > 0 && S_ISREG(inode_mode(inode))) {
             bool rested = now_ms() - atomic_load(&inode->written_ms) >=
                           (int64_t)s->fs->config.seal_delay_ms;
             again = !rested || !seal_file(s, inode);

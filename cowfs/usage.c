@@ -87,7 +87,7 @@ int usage_stat(struct fs *fs, uint64_t ino, struct cowfs_ioc_stat *out)
     int error = inode_get(fs->inodes, ino, &inode);
     if (error)
         return error;
-    if (!S_ISREG(inode->attr.mode)) {
+    if (!S_ISREG(inode_mode(inode))) {
         inode_put(inode);
         return -EINVAL;
     }
@@ -161,10 +161,10 @@ static int df_inode(struct df_walk *w, uint64_t ino, struct cowfs_ioc_df *out)
     int error = inode_get(w->fs->inodes, ino, &inode);
     if (error)
         return error == -ENOENT ? 0 : error; /* deleted meanwhile */
-    if (S_ISREG(inode->attr.mode)) {
+    if (S_ISREG(inode_mode(inode))) {
         uint64_t chunks = 0;
         pthread_rwlock_rdlock(&inode->map_lock);
-        if (inode->attr.nlink > 0) {
+        if (inode_nlink(inode) > 0) {
             out->files++;
             out->logical += inode->attr.size_bytes;
         }

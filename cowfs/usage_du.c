@@ -15,6 +15,8 @@
 #include <errno.h>
 #include <glib.h>
 
+enum { TRIES = 8 };
+
 struct du {
     struct fs *fs;
     struct cowfs_ioc_du *out;
@@ -85,9 +87,10 @@ static int du_tree(struct du *d, uint64_t top)
         }
         if (error)
             break;
-        if (S_ISREG(inode->attr.mode)) {
+        uint32_t mode = inode_mode(inode);
+        if (S_ISREG(mode)) {
             error = du_file(d, inode);
-        } else if (S_ISDIR(inode->attr.mode)) {
+        } else if (S_ISDIR(mode)) {
             struct listing l = {.inos = todo};
             d->out->directories++;
             error = names_list(d->fs, ino, 0, list_entry, &l);
@@ -102,38 +105,29 @@ static int du_tree(struct du *d, uint64_t top)
 /* All that a node shared with others maps is shared. */
 static int add_shared(struct du *d, uint64_t id, unsigned level)
 {
-    struct node *n;
+    uint64_t entries[NODE_ENTRIES];
     if (!g_hash_table_add(d->visited_shared, (gpointer)(uintptr_t)id))
         return 0;
-    int error = node_get(d->fs->nodes, id, level, &n);
-    if (error)
-        return error;
-    for (unsigned i = 0, alike; i < NODE_ENTRIES && !error; i += alike) {
-        uint64_t value = node_run(n, i, NODE_ENTRIES, &alike);
-        for (unsigned k = 0; value && k < alike && !error; k++) {
-            if (level == 1)
-                g_hash_table_add(d->shared_chunks, (gpointer)(uintptr_t)(ENTRY_CHUNK(value) + k));
-            else
-                error = add_shared(d, value + k, level - 1);
-        }
+    int error = node_peek(d->fs->nodes, id, level, entries);
+    for (unsigned i = 0; i < NODE_ENTRIES && !error; i++) {
+        if (entries[i] == 0)
+            continue;
+        if (level == 1)
+            g_hash_table_add(d->shared_chunks, (gpointer)(uintptr_t)ENTRY_CHUNK(entries[i]));
+        else
+            error = add_shared(d, entries[i], level - 1);
     }
-    node_put(n);
     return error;
 }
 
 static int visit_own(struct du *d, uint64_t id, unsigned level)
 {
-    struct node *n;
-    int error = node_get(d->fs->nodes, id, level, &n);
-    if (error)
-        return error;
-    for (unsigned i = 0, alike; i < NODE_ENTRIES; i += alike) {
-        uint64_t value = node_run(n, i, NODE_ENTRIES, &alike);
-        for (unsigned k = 0; value && k < alike; k++)
-            count_owner(d->owners[level - 1], ENTRY_CHUNK(value) + k);
-    }
-    node_put(n);
-    return 0;
+    uint64_t entries[NODE_ENTRIES];
+    int error = node_peek(d->fs->nodes, id, level, entries);
+    for (unsigned i = 0; i < NODE_ENTRIES && !error; i++)
+        if (entries[i])
+            count_owner(d->owners[level - 1], ENTRY_CHUNK(entries[i]));
+    return error;
 }
 
 static int judge_level(struct du *d, unsigned level)
@@ -169,7 +163,7 @@ static int judge(struct du *d)
     return error ? error : judge_level(d, 0);
 }
 
-int usage_du(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out)
+static int du_once(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out)
 {
     struct du d = {
         .fs = fs,
@@ -182,8 +176,6 @@ int usage_du(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out)
     for (unsigned i = 0; i <= NODE_LEVEL_MAX; i++)
         d.owners[i] = g_hash_table_new(NULL, NULL);
     int error = du_tree(&d, ino);
-    /* Files that change while the counts are compared may free nodes that were
-     * noted here; the answer would be out of date anyway: look again. */
     if (!error)
         error = judge(&d);
     out->exclusive = d.exclusive_chunks * fs->chunk_bytes;
@@ -193,5 +185,15 @@ int usage_du(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out)
     g_hash_table_destroy(d.seen_inodes);
     g_hash_table_destroy(d.visited_shared);
     g_hash_table_destroy(d.shared_chunks);
-    return error == -EUCLEAN ? -EAGAIN : error;
+    return error == -ENOENT ? -EAGAIN : error;
+}
+
+int usage_du(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out)
+{
+    /* Files that change while the counts are compared may free nodes that were
+     * noted before; the answer would be out of date anyway: look again. */
+    int error = -EAGAIN;
+    for (unsigned tries = 0; tries < TRIES && error == -EAGAIN; tries++)
+        error = du_once(fs, ino, out);
+    return error;
 }
