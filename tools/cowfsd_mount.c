@@ -217,19 +217,19 @@ static char *resolve_store(const char *path)
 
 static char *resolve_mountpoint(const char *path)
 {
-    struct stat st;
     char *resolved = realpath(path, NULL);
-    if (!resolved && errno == ENOTCONN)
-        tool_error("%s: the daemon of this mount is gone; 'umount -l %s' removes the mount", path,
-                   path);
-    else if (!resolved)
-        tool_error("%s: %s", path, g_strerror(errno));
-    else if (stat(resolved, &st) != 0)
-        tool_error("%s: %s", path, g_strerror(errno));
-    else if (!S_ISDIR(st.st_mode))
-        tool_error("%s: is not a directory", path);
-    else
+    /* Opening it asks the daemon of a mount that is there already; looking at
+     * it may be answered by the kernel alone, for a dead one, too. */
+    int fd = resolved ? open(resolved, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (fd >= 0) {
+        close(fd);
         return resolved;
+    }
+    if (errno == ENOTCONN || errno == ECONNABORTED)
+        tool_error("%s: the daemon of the mount there is gone; 'umount -l %s' removes that mount",
+                   path, path);
+    else
+        tool_error("%s: %s", path, g_strerror(errno));
     free(resolved);
     return NULL;
 }
