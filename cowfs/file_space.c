@@ -245,6 +245,7 @@ int file_fallocate(struct inode *inode, int mode, uint64_t offset_bytes, uint64_
         return error;
     uint64_t end = offset_bytes + length_bytes;
     pthread_rwlock_wrlock(&inode->map_lock);
+    uint64_t old_size = inode->attr.size_bytes;
     if (!keep_size)
         error = content_extend(inode, end);
     if (error) {
@@ -261,7 +262,9 @@ int file_fallocate(struct inode *inode, int mode, uint64_t offset_bytes, uint64_
                                                   inode->fs->chunk_bytes),
                                  end / inode->fs->chunk_bytes);
     }
-    if (!error)
+    if (error)
+        content_cut(inode, old_size);
+    else
         content_changed(inode, keep_size ? 0 : end, 0);
     pthread_rwlock_unlock(&inode->map_lock);
     return error;

@@ -70,10 +70,9 @@ static uint64_t whole_run(const struct job *j, uint64_t index, bool *zero)
  * slots for each would scatter them over the segments. */
 enum { SMALL_FILE_CHUNKS = 16 };
 
-/* The file reaches to the end of chunk `end_index` - 1, or to where the job
- * ends, in the same transaction that maps these chunks: no commit has data
- * behind the end of a file. */
-static void grow_with(struct job *j, uint64_t end_index)
+/* Inside the gate: the file reaches to the end of chunk `end_index` - 1, or to
+ * where the job ends. */
+static void grow_to(struct job *j, uint64_t end_index)
 {
     uint64_t end = min_u64(end_index * j->fs->chunk_bytes, j->end);
     if (j->grow && end > j->inode->attr.size_bytes)
@@ -102,8 +101,9 @@ static int put_new(struct job *j, uint64_t index, uint64_t count, const uint8_t 
         if (!error) {
             txn_enter(fs->txn);
             error = map_set(fs->nodes, map, index, got, first, false);
+            /* Now, not later: no commit has data behind the end of a file. */
             if (!error)
-                grow_with(j, index + got);
+                grow_to(j, index + got);
             inode_mark_dirty(j->inode);
             txn_exit(fs->txn);
         }
@@ -242,6 +242,11 @@ int content_write(struct inode *inode, const uint8_t *data, size_t bytes, uint64
         if (error)
             return error;
         index += done;
+        if (grow && j.end > inode->attr.size_bytes) {
+            txn_enter(fs->txn);
+            grow_to(&j, index);
+            txn_exit(fs->txn);
+        }
     }
     return 0;
 }
