@@ -144,18 +144,20 @@ int fsck_check_orphans(struct fsck *f)
 static void check_xattr(struct fsck *f, const struct cursor *c, const struct fsck_inode *inode)
 {
     char *name = g_strndup((const char *)c->name, c->name_len);
+    char *quoted = g_strescape(name, NULL); /* chosen by a guest */
     if (!inode)
         fsck_found(f, FSCK_XATTR_STRAY, 1, "attribute '%s' of inode %" PRIu64
-                   ", which is missing", name, c->a);
+                   ", which is missing", quoted, c->a);
     else if (inode->flags & INODE_BAD)
         ;
     else if (!(inode->flags & INODE_XATTRS))
         fsck_found(f, FSCK_XATTR_FLAG, 1, "inode %" PRIu64
-                   " is marked as without attributes, but has '%s'", c->a, name);
+                   " is marked as without attributes, but has '%s'", c->a, quoted);
     else if (strcmp(name, CAPABILITY_NAME) == 0 && !(inode->flags & INODE_CAPABILITY))
         /* Writing to the file would not drop its privileges. */
         fsck_found(f, FSCK_XATTR_FLAG, 1, "inode %" PRIu64
                    " is marked as without capabilities, but has some", c->a);
+    g_free(quoted);
     g_free(name);
 }
 
