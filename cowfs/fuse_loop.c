@@ -207,7 +207,10 @@ struct fuse_loop *fuse_loop_start(struct fuse_session *session, unsigned max_thr
     loop->ended_fd = ended_fd;
     pthread_mutex_init(&loop->lock, NULL);
     add_worker(loop);
-    if (loop->thread_count == 0) {
+    pthread_mutex_lock(&loop->lock);
+    bool started = loop->thread_count > 0;
+    pthread_mutex_unlock(&loop->lock);
+    if (!started) {
         pthread_mutex_destroy(&loop->lock);
         g_free(loop);
         return NULL;

@@ -28,12 +28,16 @@ struct seek {
     fuse_req_t req;
     uint64_t ino, offset;
     int whence;
+    struct seek *next;
 };
 
 struct seeker {
     struct mount *mount;
-    GAsyncQueue *queue; /* struct seek; one without req ends the thread */
     pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct seek *first, **last; /* the queue */
+    bool stop;                  /* when the queue is empty */
 };
 
 /* A range [from, to) that has to be a hole for an answer to be true. */
@@ -106,25 +110,52 @@ static void *seeker_main(void *arg)
 {
     struct seeker *seeker = arg;
     pthread_setname_np(pthread_self(), "cowfs-seek");
+    pthread_mutex_lock(&seeker->lock);
     for (;;) {
-        struct seek *s = g_async_queue_pop(seeker->queue);
-        bool last = s->req == NULL;
-        if (!last)
+        struct seek *s = seeker->first;
+        if (s) {
+            seeker->first = s->next;
+            if (!s->next)
+                seeker->last = &seeker->first;
+            pthread_mutex_unlock(&seeker->lock);
             seek_flushed(seeker->mount, s);
-        g_free(s);
-        if (last)
-            return NULL;
+            g_free(s);
+            pthread_mutex_lock(&seeker->lock);
+        } else if (seeker->stop) {
+            break;
+        } else {
+            pthread_cond_wait(&seeker->changed, &seeker->lock);
+        }
     }
+    pthread_mutex_unlock(&seeker->lock);
+    return NULL;
+}
+
+static void seeker_push(struct seeker *seeker, struct seek *s)
+{
+    pthread_mutex_lock(&seeker->lock);
+    *seeker->last = s;
+    seeker->last = &s->next;
+    pthread_cond_signal(&seeker->changed);
+    pthread_mutex_unlock(&seeker->lock);
+}
+
+static void seeker_destroy(struct seeker *seeker)
+{
+    pthread_mutex_destroy(&seeker->lock);
+    pthread_cond_destroy(&seeker->changed);
+    g_free(seeker);
 }
 
 struct seeker *seeker_new(struct mount *m)
 {
     struct seeker *seeker = g_new0(struct seeker, 1);
     seeker->mount = m;
-    seeker->queue = g_async_queue_new();
+    seeker->last = &seeker->first;
+    pthread_mutex_init(&seeker->lock, NULL);
+    pthread_cond_init(&seeker->changed, NULL);
     if (pthread_create(&seeker->thread, NULL, seeker_main, seeker) != 0) {
-        g_async_queue_unref(seeker->queue);
-        g_free(seeker);
+        seeker_destroy(seeker);
         return NULL;
     }
     return seeker;
@@ -134,10 +165,12 @@ void seeker_free(struct seeker *seeker)
 {
     if (!seeker)
         return;
-    g_async_queue_push(seeker->queue, g_new0(struct seek, 1));
+    pthread_mutex_lock(&seeker->lock);
+    seeker->stop = true;
+    pthread_cond_signal(&seeker->changed);
+    pthread_mutex_unlock(&seeker->lock);
     pthread_join(seeker->thread, NULL);
-    g_async_queue_unref(seeker->queue);
-    g_free(seeker);
+    seeker_destroy(seeker);
 }
 
 void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, struct fuse_file_info *fi)
@@ -169,5 +202,5 @@ void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, struct f
     }
     struct seek *s = g_new(struct seek, 1);
     *s = (struct seek){.req = req, .ino = ino, .offset = (uint64_t)offset, .whence = whence};
-    g_async_queue_push(m->seeker->queue, s);
+    seeker_push(m->seeker, s);
 }
