@@ -118,8 +118,11 @@ mount_down() {
 
 fsck_clean() {
     local store=${1:-$STORE}
-    expect 0 "$COWFS" fsck --verbose --check-data "$store"
-    [[ $OUT == *": clean"* ]] || fail "fsck $store: $OUT $ERR"
+    expect 0 "$COWFS" fsck --json --check-data "$store"
+    # Nothing is lost or wrong, and nothing has leaked. Only this may be: when deduplication gives
+    # one owner of a chunk its equal, those that keep the chunk have it sealed without a hash.
+    json '.complete and .errors == 0 and (.kinds | del(."sealed-without-hash") == {})' <<<"$OUT" \
+        >/dev/null || fail "fsck $store: $(json '.findings |= .[:20]' <<<"$OUT") $ERR"
 }
 
 # crash [MOUNTPOINT]: ends the daemon as a power cut of the process would, and cleans the mount away.
@@ -136,6 +139,7 @@ df_of() {
     sync -f "${2:-$MNT}"
     "$COWFS" df --json "${2:-$MNT}" | json ".$1"
 }
+stored_is() { [ "$(df_of stored_bytes)" = "$1" ]; }
 stat_of() { "$COWFS" stat --json "$2" | json ".$1"; }
 # Bytes that the tmpfs below has in use.
 used_below() { df -B1 --output=used "$WORK" | tail -n 1 | tr -d ' '; }

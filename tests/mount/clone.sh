@@ -153,7 +153,7 @@ test_replace() {
     assert_eq "$(wc -c <&9)" 5000000
     exec 9<&-
     # And the space of what was there has come back.
-    eventually 20 bash -c '[ "$("$COWFS" df --json "$1" | jq .stored_bytes)" = "$2" ]' - "$MNT" "$before"
+    eventually 20 stored_is "$before"
     assert_eq "$(names_in "$MNT")" "golden vm" "left behind"
     # Of a file; by something of another type; where there was nothing.
     "$COWFS" clone --replace "$MNT/golden/disk" "$MNT/vm/memory.snap"
