@@ -112,21 +112,37 @@ void txn_note_dirty(struct txn *t, int64_t bytes)
     atomic_fetch_add(&t->dirty_bytes, bytes);
 }
 
+/* Under t->lock. */
+static void kick_locked(struct txn *t, unsigned delay_ms)
+{
+    int64_t at = now_ms() + delay_ms;
+    if (at < t->deadline_ms) {
+        t->deadline_ms = at;
+        pthread_cond_signal(&t->wake);
+    }
+}
+
 void txn_throttle(struct txn *t)
 {
     int64_t limit = (int64_t)t->config.dirty_limit_bytes;
     int64_t dirty = dirty_now(t);
     if (dirty <= limit / 2)
         return;
-    txn_kick(t, 0);
-    if (dirty <= limit || !t->started)
+    if (dirty <= limit || !t->started) {
+        txn_kick(t, 0);
         return;
+    }
     /* Wait for one commit to be tried, not for its success: with a full disk
-     * the caller gets ENOSPC from his own write, not a hang here. */
+     * the caller gets ENOSPC from his own write, not a hang here. Looked at
+     * again after `attempts`, and only then asked for: a commit that ended since
+     * the first look may have left nothing to commit, and nobody would wake us. */
     pthread_mutex_lock(&t->lock);
     uint64_t seen = t->attempts;
-    while (t->attempts == seen && !t->stop)
-        pthread_cond_wait(&t->progress, &t->lock);
+    if (dirty_now(t) > limit) {
+        kick_locked(t, 0);
+        while (t->attempts == seen && !t->stop)
+            pthread_cond_wait(&t->progress, &t->lock);
+    }
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -163,7 +179,9 @@ static int make_durable(struct txn *t)
         return error; /* a second fdatasync would succeed and prove nothing */
     error = segments_sync(t->segments);
     if (error)
-        atomic_store(&t->sync_error, error);
+        /* Never -ENOSPC, which stands for what can be tried again: this cannot,
+         * so nobody may go on changing what will not become durable. */
+        atomic_store(&t->sync_error, error == -ENOSPC ? -EIO : error);
     else
         error = metadb_commit(t->db);
     if (error)
@@ -211,12 +229,8 @@ int txn_commit(struct txn *t)
 
 void txn_kick(struct txn *t, unsigned delay_ms)
 {
-    int64_t at = now_ms() + delay_ms;
     pthread_mutex_lock(&t->lock);
-    if (at < t->deadline_ms) {
-        t->deadline_ms = at;
-        pthread_cond_signal(&t->wake);
-    }
+    kick_locked(t, delay_ms);
     pthread_mutex_unlock(&t->lock);
 }
 
