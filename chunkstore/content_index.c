@@ -63,21 +63,22 @@ int content_index_hash_of(struct metadb *db, chunk_t chunk, struct content_hash 
     return error;
 }
 
-/* Removes the records of [first, end), at most `limit`; *next: how far it got. */
-static int clean_run(struct metadb *db, chunk_t first, chunk_t end, uint64_t limit, chunk_t *next)
+/* Removes the records of [first, end), at most *left, which is lowered; *next:
+ * how far it got. */
+static int clean_run(struct metadb *db, chunk_t first, chunk_t end, uint64_t *left, chunk_t *next)
 {
     uint8_t lower[KEY_MAX], upper[KEY_MAX], key[KEY_MAX];
     size_t lower_len = key_u64(lower, KEY_CHUNK_HASH, first);
     size_t upper_len = key_u64(upper, KEY_CHUNK_HASH, end);
     struct metadb_iter *it = metadb_iter_new(db, lower, lower_len, upper, upper_len);
     *next = end;
-    for (; metadb_iter_valid(it); metadb_iter_next(it), limit--) {
+    for (; metadb_iter_valid(it); metadb_iter_next(it), (*left)--) {
         size_t key_len, len;
         const uint8_t *k = metadb_iter_key(it, &key_len);
         const uint8_t *v = metadb_iter_value(it, &len);
         chunk_t chunk = get_be64(k + 1), found;
         struct content_hash hash;
-        if (limit == 0) {
+        if (*left == 0) {
             *next = chunk;
             break;
         }
@@ -100,7 +101,10 @@ int content_index_clean(struct metadb *db, uint64_t limit, bool *more)
     *more = false;
     struct metadb_iter *it = metadb_iter_new(db, &lower, 1, &upper, 1);
     int error = 0;
-    for (unsigned runs = 0; metadb_iter_valid(it) && !error; metadb_iter_next(it), runs++) {
+    /* A run counts as a record, too: all is one transaction, for which others
+     * wait, so the whole has to be bounded. */
+    uint64_t left = limit;
+    for (; metadb_iter_valid(it) && !error; metadb_iter_next(it), left -= left > 0) {
         size_t key_len, len;
         const uint8_t *k = metadb_iter_key(it, &key_len);
         const uint8_t *v = metadb_iter_value(it, &len);
@@ -111,11 +115,11 @@ int content_index_clean(struct metadb *db, uint64_t limit, bool *more)
             error = -EUCLEAN;
             break;
         }
-        if (runs == limit) {
+        if (left == 0) {
             *more = true;
             break;
         }
-        error = clean_run(db, first, first + count, limit, &next);
+        error = clean_run(db, first, first + count, &left, &next);
         if (error)
             break;
         metadb_delete(db, key, key_u64(key, KEY_DEAD_SEALED, first));
