@@ -107,9 +107,10 @@ int usage_stat(struct fs *fs, uint64_t ino, struct cowfs_ioc_stat *out)
         error = find_shared(fs, map.root, map.levels, false, shared_private);
     pthread_rwlock_unlock(&inode->map_lock);
     inode_put(inode);
+    /* Other files change between the two walks; their counts, too. */
     uint64_t moved = (shared_private[0] + shared_private[1]) * fs->chunk_bytes;
-    out->shared_bytes += moved;
-    out->private_bytes -= shared_private[0] * fs->chunk_bytes;
+    out->shared_bytes = min_u64(out->shared_bytes + moved, out->mapped);
+    out->private_bytes -= min_u64(shared_private[0] * fs->chunk_bytes, out->private_bytes);
     uint64_t span = round_up_u64(out->size, fs->chunk_bytes);
     out->holes = span > out->mapped ? span - out->mapped : 0;
     return error;
@@ -199,6 +200,32 @@ static int df_inodes(struct fs *fs, struct cowfs_ioc_df *out)
     return error;
 }
 
+static void add_sealed(void *arg, uint32_t first, uint32_t n, struct count_info info)
+{
+    (void)first;
+    if (info.sealed)
+        *(uint64_t *)arg += n;
+}
+
+/* Nobody keeps a sum: counted as of the last commit. */
+static int df_sealed(struct fs *fs, struct cowfs_ioc_df *out)
+{
+    uint8_t lower = KEY_CHUNK_COUNTS, upper = KEY_CHUNK_COUNTS + 1;
+    uint64_t chunks = 0;
+    struct metadb_iter *it = metadb_iter_new(fs->db, &lower, 1, &upper, 1);
+    int error = 0;
+    for (; metadb_iter_valid(it) && !error; metadb_iter_next(it)) {
+        size_t len;
+        const uint8_t *record = metadb_iter_value(it, &len);
+        error = counts_decode(record, len, add_sealed, &chunks);
+    }
+    if (!error)
+        error = metadb_iter_status(it);
+    metadb_iter_free(it);
+    out->sealed = chunks * fs->chunk_bytes;
+    return error;
+}
+
 int usage_df(struct fs *fs, struct cowfs_ioc_df *out)
 {
     *out = (struct cowfs_ioc_df){.version = out->version, .chunk_bytes = fs->chunk_bytes};
@@ -207,6 +234,8 @@ int usage_df(struct fs *fs, struct cowfs_ioc_df *out)
     if (error && error != -ENOSPC)
         return error;
     error = df_inodes(fs, out);
+    if (!error)
+        error = df_sealed(fs, out);
     if (error)
         return error;
     struct segments_stats stats;

@@ -21,11 +21,15 @@ struct du {
     struct fs *fs;
     struct cowfs_ioc_du *out;
     GHashTable *seen_inodes;
-    /* Owners found so far: node id -> count, for each level; chunks at [0]. */
+    /* Owners found so far: node id -> count, for each level; at [0] chunks with
+     * several owners. A chunk with one owner is met once, in its leaf, and is
+     * only counted: a table of all chunks of a large tree would not fit into
+     * memory. */
     GHashTable *owners[NODE_LEVEL_MAX + 1];
     GHashTable *visited_shared; /* nodes whose content was counted as shared */
-    GHashTable *shared_chunks;  /* set */
+    GHashTable *shared_chunks;  /* set of those with several owners */
     uint64_t exclusive_chunks;
+    uint64_t shared_single; /* chunks with one owner, a leaf that is shared */
 };
 
 static void count_owner(GHashTable *table, uint64_t id)
@@ -102,6 +106,36 @@ static int du_tree(struct du *d, uint64_t top)
     return error;
 }
 
+/* The chunks of a leaf that is the tree's own, or is shared with others. */
+static int add_leaf(struct du *d, const uint64_t *entries, bool own)
+{
+    for (unsigned i = 0, n; i < NODE_ENTRIES; i += n) {
+        chunk_t first = ENTRY_CHUNK(entries[i]);
+        struct count_info info;
+        uint32_t alike;
+        n = 1;
+        if (first == 0)
+            continue;
+        while (i + n < NODE_ENTRIES && ENTRY_CHUNK(entries[i + n]) == first + n)
+            n++;
+        int error = counts_alike_run(d->fs->chunk_counts, first, n, &info, &alike);
+        if (error)
+            return error;
+        n = alike;
+        if (info.count <= 1) {
+            *(own ? &d->exclusive_chunks : &d->shared_single) += n;
+            continue;
+        }
+        for (unsigned k = 0; k < n; k++) {
+            if (own)
+                count_owner(d->owners[0], first + k);
+            else
+                g_hash_table_add(d->shared_chunks, (gpointer)(uintptr_t)(first + k));
+        }
+    }
+    return 0;
+}
+
 /* All that a node shared with others maps is shared. */
 static int add_shared(struct du *d, uint64_t id, unsigned level)
 {
@@ -109,14 +143,11 @@ static int add_shared(struct du *d, uint64_t id, unsigned level)
     if (!g_hash_table_add(d->visited_shared, (gpointer)(uintptr_t)id))
         return 0;
     int error = node_peek(d->fs->nodes, id, level, entries);
-    for (unsigned i = 0; i < NODE_ENTRIES && !error; i++) {
-        if (entries[i] == 0)
-            continue;
-        if (level == 1)
-            g_hash_table_add(d->shared_chunks, (gpointer)(uintptr_t)ENTRY_CHUNK(entries[i]));
-        else
+    if (!error && level == 1)
+        return add_leaf(d, entries, false);
+    for (unsigned i = 0; i < NODE_ENTRIES && !error; i++)
+        if (entries[i])
             error = add_shared(d, entries[i], level - 1);
-    }
     return error;
 }
 
@@ -124,9 +155,11 @@ static int visit_own(struct du *d, uint64_t id, unsigned level)
 {
     uint64_t entries[NODE_ENTRIES];
     int error = node_peek(d->fs->nodes, id, level, entries);
+    if (!error && level == 1)
+        return add_leaf(d, entries, true);
     for (unsigned i = 0; i < NODE_ENTRIES && !error; i++)
         if (entries[i])
-            count_owner(d->owners[level - 1], ENTRY_CHUNK(entries[i]));
+            count_owner(d->owners[level - 1], entries[i]);
     return error;
 }
 
@@ -179,7 +212,7 @@ static int du_once(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out)
     if (!error)
         error = judge(&d);
     out->exclusive = d.exclusive_chunks * fs->chunk_bytes;
-    out->shared = (uint64_t)g_hash_table_size(d.shared_chunks) * fs->chunk_bytes;
+    out->shared = (g_hash_table_size(d.shared_chunks) + d.shared_single) * fs->chunk_bytes;
     for (unsigned i = 0; i <= NODE_LEVEL_MAX; i++)
         g_hash_table_destroy(d.owners[i]);
     g_hash_table_destroy(d.seen_inodes);
