@@ -230,7 +230,9 @@ static int build_item(struct plan *p, unsigned i)
         if (S_ISREG(item->mode))
             error = file_clone_locked(item->src, item->made);
         if (!error)
-            error = xattr_copy_all(p->fs, ino, item->made->ino);
+            /* As with setuid bits: a program with file capabilities must not
+             * become one of a user who could not have given it these. */
+            error = xattr_copy_all(p->fs, ino, item->made->ino, p->caller->uid != 0);
         if (!S_ISDIR(item->mode)) {
             g_hash_table_insert(p->by_ino, g_memdup2(&ino, sizeof(ino)), GUINT_TO_POINTER(i + 1));
         }

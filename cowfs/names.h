@@ -87,8 +87,9 @@ int xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *value, 
 ssize_t xattr_get(struct fs *fs, uint64_t ino, const char *name, void *buffer, size_t size);
 ssize_t xattr_list(struct fs *fs, uint64_t ino, char *buffer, size_t size);
 int xattr_remove(struct fs *fs, uint64_t ino, const char *name);
-/* Copies / drops all xattrs, inside the gate (clone.c, reap.c). */
-int xattr_copy_all(struct fs *fs, uint64_t from, uint64_t to);
+/* Copies / drops all xattrs, inside the gate (clone.c, reap.c). user_only: but
+ * for those that only a privileged process may set. */
+int xattr_copy_all(struct fs *fs, uint64_t from, uint64_t to, bool user_only);
 int xattr_drop_all(struct fs *fs, uint64_t ino);
 /* Drops security.capability, as writing to a file does. Inside the gate. */
 void xattr_drop_capability(struct inode *inode);

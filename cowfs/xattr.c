@@ -222,7 +222,14 @@ struct copy {
     struct fs *fs;
     uint64_t to;
     uint64_t count;
+    bool user_only;
+    bool capability; /* was among them */
 };
+
+static bool begins_with(const char *name, size_t name_len, const char *prefix)
+{
+    return name_len >= strlen(prefix) && memcmp(name, prefix, strlen(prefix)) == 0;
+}
 
 static void copy_one(void *arg, const char *name, size_t name_len, const uint8_t *value, size_t len)
 {
@@ -231,22 +238,23 @@ static void copy_one(void *arg, const char *name, size_t name_len, const uint8_t
     size_t prefix = key_u64(key, KEY_XATTR, copy->to);
     if (name_len > XATTR_NAME_MAX)
         return; /* fsck's matter */
+    if (copy->user_only && !begins_with(name, name_len, XATTR_USER_PREFIX))
+        return;
+    copy->capability |= name_len == strlen(capability_name) &&
+                        memcmp(name, capability_name, name_len) == 0;
     memcpy(key + prefix, name, name_len);
     metadb_put(copy->fs->db, key, prefix + name_len, value, len);
     copy->count++;
 }
 
-int xattr_copy_all(struct fs *fs, uint64_t from_ino, uint64_t to_ino)
+int xattr_copy_all(struct fs *fs, uint64_t from_ino, uint64_t to_ino, bool user_only)
 {
     struct inode *from, *to;
-    struct copy copy = {.fs = fs, .to = to_ino};
+    struct copy copy = {.fs = fs, .to = to_ino, .user_only = user_only};
     int error = inode_get(fs->inodes, from_ino, &from);
     if (error)
         return error;
     bool any = has_any(from);
-    pthread_mutex_lock(&from->attr_lock);
-    bool has_capability = from->attr.has_capability;
-    pthread_mutex_unlock(&from->attr_lock);
     inode_put(from);
     if (!any)
         return 0;
@@ -258,7 +266,7 @@ int xattr_copy_all(struct fs *fs, uint64_t from_ino, uint64_t to_ino)
     if (copy.count) {
         pthread_mutex_lock(&to->attr_lock);
         to->attr.has_xattrs = true;
-        to->attr.has_capability = has_capability;
+        to->attr.has_capability = copy.capability;
         pthread_mutex_unlock(&to->attr_lock);
         inode_mark_dirty(to);
     }

@@ -125,8 +125,8 @@ START_TEST(all_are_copied_and_dropped_at_once)
     }
     ck_assert_int_eq(xattr_set(fs, file, "security.capability", "b", 1, 0), 0);
     txn_enter(fs->txn);
-    ck_assert_int_eq(xattr_copy_all(fs, file, copy), 0);
-    ck_assert_int_eq(xattr_copy_all(fs, ROOT_INO, copy), 0);
+    ck_assert_int_eq(xattr_copy_all(fs, file, copy, false), 0);
+    ck_assert_int_eq(xattr_copy_all(fs, ROOT_INO, copy, false), 0);
     txn_exit(fs->txn);
     ck_assert_int_eq(names_unlink(fs, ROOT_INO, "file"), 0);
     reaper_wait(fs->reaper);
@@ -144,6 +144,23 @@ START_TEST(all_are_copied_and_dropped_at_once)
 }
 END_TEST
 
+START_TEST(a_user_copies_only_what_he_may_set)
+{
+    uint64_t copy = make_file(fs, ROOT_INO, "copy");
+    ck_assert_int_eq(xattr_set(fs, file, "user.a", "a", 1, 0), 0);
+    ck_assert_int_eq(xattr_set(fs, file, "trusted.b", "b", 1, 0), 0);
+    ck_assert_int_eq(xattr_set(fs, file, "security.capability", "c", 1, 0), 0);
+    txn_enter(fs->txn);
+    ck_assert_int_eq(xattr_copy_all(fs, file, copy, true), 0);
+    txn_exit(fs->txn);
+    assert_value(copy, "user.a", "a");
+    ck_assert_int_eq(xattr_list(fs, copy, NULL, 0), 7);
+    struct inode *inode = get(fs, copy);
+    ck_assert(!has_capability(inode));
+    inode_put(inode);
+}
+END_TEST
+
 static Suite *make_suite(void)
 {
     Suite *suite = suite_create("xattr");
@@ -155,6 +172,7 @@ static Suite *make_suite(void)
     tcase_add_test(tcase, names_are_checked);
     tcase_add_test(tcase, capabilities_are_known_and_dropped);
     tcase_add_test(tcase, all_are_copied_and_dropped_at_once);
+    tcase_add_test(tcase, a_user_copies_only_what_he_may_set);
     suite_add_tcase(suite, tcase);
     return suite;
 }
