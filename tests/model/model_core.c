@@ -23,12 +23,9 @@
  */
 #include "tests/model/lib/compare.h"
 #include "tests/model/lib/ops.h"
-
-#include "cowfs/names.h"
-#include "cowfs/reap.h"
+#include "tests/model/lib/scratch.h"
 
 #include <errno.h>
-#include <ftw.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -40,14 +37,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-/* RocksDB is not built with the sanitizer, which then does not see how its
- * threads synchronise, but does see its calls of memcpy. */
-const char *__tsan_default_options(void);
-const char *__tsan_default_options(void)
-{
-    return "ignore_noninstrumented_modules=1";
-}
 
 enum end { END_CLOSE, END_EXIT, END_KILL };
 
@@ -278,53 +267,6 @@ static int run(void)
 
 /* ---- */
 
-static void log_oddities(const char *domain, GLogLevelFlags level, const char *message, void *arg)
-{
-    (void)arg;
-    if (level & (G_LOG_LEVEL_ERROR | G_LOG_LEVEL_CRITICAL | G_LOG_LEVEL_WARNING))
-        fail("%s: %s", domain ? domain : "log", message);
-}
-
-static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    (void)st;
-    (void)type;
-    (void)ftw;
-    return remove(path);
-}
-
-static void remove_store(void)
-{
-    if (nftw(store, remove_entry, 16, FTW_DEPTH | FTW_PHYS))
-        perror(store);
-}
-
-static char *make_scratch(void)
-{
-    const char *dirs[] = {getenv("TMPDIR"), "/dev/shm", "/tmp"};
-    for (unsigned i = 0; i < G_N_ELEMENTS(dirs); i++) {
-        if (!dirs[i] || access(dirs[i], W_OK) != 0)
-            continue;
-        char *path = g_build_filename(dirs[i], "cowfs-model-XXXXXX", NULL);
-        if (mkdtemp(path))
-            return path;
-        g_free(path);
-    }
-    fprintf(stderr, "model_core: no place for a temporary store\n");
-    exit(2);
-}
-
-static uint64_t number_of(const char *text)
-{
-    char *end;
-    uint64_t n = strtoull(text, &end, 0);
-    if (!*text || *end) {
-        fprintf(stderr, "model_core: '%s' is no number\n", text);
-        exit(2);
-    }
-    return n;
-}
-
 static void parse(int argc, char **argv)
 {
     static const struct option long_options[] = {
@@ -338,13 +280,13 @@ static void parse(int argc, char **argv)
     while ((c = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         switch (c) {
         case 's':
-            options.seed = number_of(optarg);
+            options.seed = scratch_number(optarg);
             break;
         case 'n':
-            options.ops = number_of(optarg);
+            options.ops = scratch_number(optarg);
             break;
         case 'c':
-            options.chunk_bytes = (uint32_t)number_of(optarg);
+            options.chunk_bytes = (uint32_t)scratch_number(optarg);
             break;
         case 'k':
             options.kill = false;
@@ -364,18 +306,19 @@ static void parse(int argc, char **argv)
 int main(int argc, char **argv)
 {
     parse(argc, argv);
-    g_log_set_default_handler(log_oddities, NULL);
+    scratch_log_is_failure();
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) {
         perror("mmap");
         return 2;
     }
-    store = make_scratch();
+    store = scratch_make();
     int status = run();
-    if (status || options.keep)
+    if (status || options.keep) {
         fprintf(stderr, "the store is kept in %s\n", store);
-    else
-        remove_store();
-    g_free(store);
+        g_free(store);
+    } else {
+        scratch_remove(store);
+    }
     return status;
 }

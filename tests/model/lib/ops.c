@@ -8,8 +8,8 @@
 #include "cowfs/clone.h"
 #include "cowfs/file.h"
 #include "cowfs/names.h"
-#include "cowfs/reap.h"
 #include "tests/model/lib/compare.h"
+#include "tests/model/lib/scratch.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -739,29 +739,6 @@ void world_drop_touched(struct world *w, struct fs *fs)
     }
 }
 
-/* Nothing may be left. The sealer may hold a deleted file for a moment, and
- * what the reaper does comes back with the next commit: that may take a while,
- * but not for ever. */
-static void wait_until_empty(struct fs *fs)
-{
-    struct segments_stats segments = {.live_chunks = 0};
-    for (unsigned tries = 0; tries < 300; tries++) {
-        reaper_wait(fs->reaper);
-        int error = fs_commit(fs);
-        if (!error)
-            error = segments_stats(fs->segments, &segments);
-        if (error)
-            fail("the last commit: %s", g_strerror(-error));
-        txn_wait_reclaim(fs->txn);
-        if (!fs_chunks_live(fs) && !segments.live_chunks && !segments.allocated_bytes)
-            return;
-        g_usleep(100 * 1000);
-    }
-    fail("of deleted files %" PRIu64 " chunks are left; segments hold %" PRIu64 " chunks, %" PRIu64
-         " bytes",
-         fs_chunks_live(fs), segments.live_chunks, segments.allocated_bytes);
-}
-
 void world_remove_all(struct world *w, struct fs *fs)
 {
     for (unsigned i = 0; i < SLOTS; i++) {
@@ -774,5 +751,5 @@ void world_remove_all(struct world *w, struct fs *fs)
         s->content = NULL;
         s->nameless = false;
     }
-    wait_until_empty(fs);
+    scratch_wait_empty(fs);
 }
