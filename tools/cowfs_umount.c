@@ -76,9 +76,10 @@ static int umount_one(const char *path, unsigned timeout_s)
     }
     bool ok = tool_ioctl(fd, path, COWFS_IOC_INFO, &info);
     /* A commit that fails is no reason to keep the mount: the daemon tries
-     * again when it closes. But say it. */
-    if (ok)
-        tool_ioctl(fd, path, COWFS_IOC_COMMIT, &commit);
+     * again when it closes. But what it meets then goes to its log, so the
+     * failure that is seen here counts. (Dirty pages of a mount that is not in
+     * use have been written: FUSE does that at close(2).) */
+    bool committed = ok && tool_ioctl(fd, path, COWFS_IOC_COMMIT, &commit);
     close(fd); /* it would keep the mount busy */
     if (!ok)
         return EXIT_FAILED;
@@ -97,7 +98,7 @@ static int umount_one(const char *path, unsigned timeout_s)
                    path, info.pid, info.store_path, timeout_s);
         return EXIT_FAILED;
     }
-    return EXIT_DONE;
+    return committed ? EXIT_DONE : EXIT_FAILED;
 }
 
 int cmd_umount(int argc, char **argv)
