@@ -78,6 +78,9 @@ int diff_files(struct fs *fs, uint64_t a, uint64_t b, struct cowfs_ioc_diff *io)
     return error == DIFF_FULL ? 0 : error;
 }
 
+/* At most so much in one call: whoever unmounts waits for it. */
+#define SEAL_BYTES_MAX (UINT64_C(256) << 20)
+
 int seal_range(struct fs *fs, uint64_t ino, struct cowfs_ioc_seal *io)
 {
     struct inode *inode;
@@ -92,7 +95,7 @@ int seal_range(struct fs *fs, uint64_t ino, struct cowfs_ioc_seal *io)
         return -EINVAL;
     }
     error = seal_file_part(fs, inode, io->offset / fs->chunk_bytes,
-                           max_u64(io->length / fs->chunk_bytes, 1), &r);
+                           max_u64(min_u64(io->length, SEAL_BYTES_MAX) / fs->chunk_bytes, 1), &r);
     inode_put(inode);
     if (error)
         return error;
