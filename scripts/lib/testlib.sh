@@ -125,13 +125,24 @@ fsck_clean() {
         >/dev/null || fail "fsck $store: $(json '.findings |= .[:20]' <<<"$OUT") $ERR"
 }
 
-# crash [MOUNTPOINT]: ends the daemon as a power cut of the process would, and cleans the mount away.
-crash() {
-    local mnt=${1:-$MNT}
-    kill -KILL "${daemons[$mnt]}"
-    wait "${daemons[$mnt]}" 2>/dev/null || true
+# kill_daemon [MOUNTPOINT]: without a word. What is mounted there gives errors from then on; as long
+# as somebody may still write to it, it must stay (or he would write to what is below).
+kill_daemon() {
+    local mnt=${1:-$MNT} pid
+    pid=${daemons[$mnt]}
+    kill -KILL "$pid"
+    # Not just wait, which would wait for ever for one that hangs.
+    eventually 30 process_gone "$pid"
+    wait "$pid" 2>/dev/null || true
     unset "daemons[$mnt]"
-    umount -l "$mnt"
+}
+# Gone, or a zombie that waits to be asked for.
+process_gone() {
+    [ ! -e "/proc/$1" ] || grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2>/dev/null
+}
+crash() {
+    kill_daemon "$@"
+    umount -l "${1:-$MNT}"
 }
 
 # df_of KEY [MOUNTPOINT], e.g. stored_bytes. What programs wrote has reached the daemon by then.
@@ -304,9 +315,10 @@ run_tests() {
     # What even a SIGKILL leaves behind is gone with the namespaces. Where they cannot be had, the
     # cleaning up has to do.
     if [ -z "${COWFS_TEST_NAMESPACE:-}" ]; then
-        export COWFS_TEST_NAMESPACE=1
+        export COWFS_TEST_NAMESPACE=none
         if unshare --mount --pid --fork --kill-child --mount-proc true 2>/dev/null; then
-            exec unshare --mount --pid --fork --kill-child --mount-proc bash "$file" "$@"
+            COWFS_TEST_NAMESPACE=private \
+                exec unshare --mount --pid --fork --kill-child --mount-proc bash "$file" "$@"
         fi
     fi
     trap '[ -z "$current_work" ] || clean_up "$current_work"; exit 130' INT TERM HUP
