@@ -149,6 +149,8 @@ int file_truncate(struct inode *inode, uint64_t size_bytes)
         error = truncate_down(inode, size_bytes);
     else
         error = content_extend(inode, size_bytes);
+    if (error && size_bytes > old)
+        content_cut(inode, old);
     if (!error) {
         txn_enter(fs->txn);
         file_set_size(inode, size_bytes);

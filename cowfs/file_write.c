@@ -310,8 +310,8 @@ ssize_t file_write(struct inode *inode, const void *buffer, size_t bytes, uint64
     bool done = false;
     pthread_rwlock_rdlock(&inode->map_lock);
     error = write_in_place(inode, buffer, bytes, offset_bytes, &done);
-    if (done)
-        content_changed(inode, offset_bytes + bytes, changed);
+    if (done || error) /* after an error some of it may be written */
+        content_changed(inode, done ? offset_bytes + bytes : 0, changed);
     pthread_rwlock_unlock(&inode->map_lock);
     if (!error && !done) {
         pthread_rwlock_wrlock(&inode->map_lock);

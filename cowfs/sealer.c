@@ -118,11 +118,13 @@ static bool seal_file(struct sealer *s, struct inode *inode)
         if (atomic_load(&inode->written_ms) != begin_ms)
             return false;
     }
+    uint8_t key[KEY_MAX];
+    size_t key_len = key_u64(key, KEY_UNSEALED, inode->ino);
     txn_enter(fs->txn);
-    if (!atomic_load(&inode->unsealed)) {
-        uint8_t key[KEY_MAX];
-        metadb_delete(fs->db, key, key_u64(key, KEY_UNSEALED, inode->ino));
-    }
+    metadb_delete(fs->db, key, key_len);
+    /* Looked at afterwards: a writer sets it first, then puts the record. */
+    if (atomic_load(&inode->unsealed))
+        metadb_put(fs->db, key, key_len, NULL, 0);
     txn_exit(fs->txn);
     return true;
 }

@@ -172,7 +172,7 @@ static int df_inode(struct df_walk *w, uint64_t ino, struct cowfs_ioc_df *out)
         if (inode->attr.map.levels)
             error = mapped_below(w, inode->attr.map.root, inode->attr.map.levels, &chunks);
         pthread_rwlock_unlock(&inode->map_lock);
-        uint64_t bytes = chunks * w->fs->chunk_bytes;
+        uint64_t bytes = inode->attr.nlink > 0 ? chunks * w->fs->chunk_bytes : 0;
         uint64_t span = round_up_u64(inode->attr.size_bytes, w->fs->chunk_bytes);
         out->mapped += bytes;
         out->holes += span > bytes ? span - bytes : 0;
