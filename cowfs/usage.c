@@ -162,18 +162,18 @@ static int df_inode(struct df_walk *w, uint64_t ino, struct cowfs_ioc_df *out)
     int error = inode_get(w->fs->inodes, ino, &inode);
     if (error)
         return error == -ENOENT ? 0 : error; /* deleted meanwhile */
-    if (S_ISREG(inode_mode(inode))) {
+    /* One that is deleted but open still has space, but no name to count it by. */
+    if (S_ISREG(inode_mode(inode)) && inode_nlink(inode) > 0) {
         uint64_t chunks = 0;
         pthread_rwlock_rdlock(&inode->map_lock);
-        if (inode_nlink(inode) > 0) {
-            out->files++;
-            out->logical += inode->attr.size_bytes;
-        }
+        uint64_t size = inode->attr.size_bytes;
         if (inode->attr.map.levels)
             error = mapped_below(w, inode->attr.map.root, inode->attr.map.levels, &chunks);
         pthread_rwlock_unlock(&inode->map_lock);
-        uint64_t bytes = inode->attr.nlink > 0 ? chunks * w->fs->chunk_bytes : 0;
-        uint64_t span = round_up_u64(inode->attr.size_bytes, w->fs->chunk_bytes);
+        uint64_t bytes = chunks * w->fs->chunk_bytes;
+        uint64_t span = round_up_u64(size, w->fs->chunk_bytes);
+        out->files++;
+        out->logical += size;
         out->mapped += bytes;
         out->holes += span > bytes ? span - bytes : 0;
     }
