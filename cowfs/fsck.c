@@ -140,11 +140,11 @@ static int check_locked(struct fsck *f, struct errmsg *err)
     return 0;
 }
 
-int fsck_run(const char *store_path, const struct fsck_options *options,
-             struct fsck_report *report, struct errmsg *err)
+int fsck_run(const char *store_path, const struct fsck_options *options, struct fsck_report *report,
+             struct errmsg *err)
 {
     static const struct fsck_options defaults;
-    struct errmsg own_err;
+    struct errmsg own_err = {""};
     struct fsck *f = g_new0(struct fsck, 1);
     err = err ? err : &own_err;
     err->text[0] = 0;

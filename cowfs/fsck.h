@@ -45,45 +45,45 @@ enum fsck_kind {
 
     /* Chunks and segments */
     FSCK_CHUNK_COUNT_LOW,
-    FSCK_CHUNK_COUNT_HIGH,      /* leak */
-    FSCK_CHUNK_MERGES,          /* leak: more deduplicated owners than owners (for df) */
-    FSCK_CHUNK_BEYOND_CURSOR,   /* in slots that were never handed out */
-    FSCK_SEGMENT_MISSING,       /* chunks are mapped in a segment that has no record */
-    FSCK_SEGMENT_FILE_MISSING,  /* a segment with chunks has no file */
-    FSCK_SEGMENT_FILE_SHORT,    /* chunks behind the end of the segment file */
-    FSCK_SEGMENT_LIVE,          /* the count of live chunks is wrong */
-    FSCK_SEGMENT_STRAY_COUNTS,  /* leak: counts of chunks in a segment that has no record */
-    FSCK_CHUNK_DATA,            /* the bytes do not have the recorded hash (check_data) */
-    FSCK_CHUNK_UNREADABLE,      /* reading the bytes failed (check_data) */
+    FSCK_CHUNK_COUNT_HIGH,     /* leak */
+    FSCK_CHUNK_MERGES,         /* leak: more deduplicated owners than owners (for df) */
+    FSCK_CHUNK_BEYOND_CURSOR,  /* in slots that were never handed out */
+    FSCK_SEGMENT_MISSING,      /* chunks are mapped in a segment that has no record */
+    FSCK_SEGMENT_FILE_MISSING, /* a segment with chunks has no file */
+    FSCK_SEGMENT_FILE_SHORT,   /* chunks behind the end of the segment file */
+    FSCK_SEGMENT_LIVE,         /* the count of live chunks is wrong */
+    FSCK_SEGMENT_STRAY_COUNTS, /* leak: counts of chunks in a segment that has no record */
+    FSCK_CHUNK_DATA,           /* the bytes do not have the recorded hash (check_data) */
+    FSCK_CHUNK_UNREADABLE,     /* reading the bytes failed (check_data) */
 
     /* Inodes and names */
-    FSCK_ROOT,                   /* inode 1 is missing or no directory */
-    FSCK_INODE_MODE,             /* no such type of file */
-    FSCK_INODE_NLINK,            /* differs from the names that point to it */
-    FSCK_INODE_UNREACHABLE,      /* no name and no orphan record */
-    FSCK_INODE_SIZE,             /* a directory's count of entries is wrong */
-    FSCK_INODE_MAP_BEYOND_SIZE,  /* written chunks behind the end of the file */
-    FSCK_ORPHAN_LINKED,          /* an orphan record of an inode that has names */
-    FSCK_ORPHAN_STRAY,           /* leak: an orphan record of a missing inode */
-    FSCK_DIRENT_INODE_MISSING,   /* an entry points to a missing inode */
-    FSCK_DIRENT_TYPE,            /* an entry and its inode are of different types */
-    FSCK_DIRENT_HASH,            /* an entry that a look-up does not find */
-    FSCK_DIRENT_NAME,            /* not a name: empty, too long, with '/', ".", ".." */
-    FSCK_DIRENT_DUPLICATE,       /* two entries of one name */
-    FSCK_DIRENT_STRAY,           /* entries of a missing or removed directory */
-    FSCK_DIR_PARENT,             /* ".." is not the directory that has its name */
-    FSCK_DIR_TWO_NAMES,          /* a directory with more than one name */
-    FSCK_DIR_CYCLE,              /* directories that contain each other */
-    FSCK_XATTR_STRAY,            /* leak: an attribute of a missing inode */
-    FSCK_XATTR_FLAG,             /* attributes that the inode does not know of */
-    FSCK_UNSEALED_STRAY,         /* leak: a sealing record of a missing inode */
+    FSCK_ROOT,                  /* inode 1 is missing or no directory */
+    FSCK_INODE_MODE,            /* no such type of file */
+    FSCK_INODE_NLINK,           /* differs from the names that point to it */
+    FSCK_INODE_UNREACHABLE,     /* no name and no orphan record */
+    FSCK_INODE_SIZE,            /* a directory's count of entries is wrong */
+    FSCK_INODE_MAP_BEYOND_SIZE, /* written chunks behind the end of the file */
+    FSCK_ORPHAN_LINKED,         /* an orphan record of an inode that has names */
+    FSCK_ORPHAN_STRAY,          /* leak: an orphan record of a missing inode */
+    FSCK_DIRENT_INODE_MISSING,  /* an entry points to a missing inode */
+    FSCK_DIRENT_TYPE,           /* an entry and its inode are of different types */
+    FSCK_DIRENT_HASH,           /* an entry that a look-up does not find */
+    FSCK_DIRENT_NAME,           /* not a name: empty, too long, with '/', ".", ".." */
+    FSCK_DIRENT_DUPLICATE,      /* two entries of one name */
+    FSCK_DIRENT_STRAY,          /* entries of a missing or removed directory */
+    FSCK_DIR_PARENT,            /* ".." is not the directory that has its name */
+    FSCK_DIR_TWO_NAMES,         /* a directory with more than one name */
+    FSCK_DIR_CYCLE,             /* directories that contain each other */
+    FSCK_XATTR_STRAY,           /* leak: an attribute of a missing inode */
+    FSCK_XATTR_FLAG,            /* attributes that the inode does not know of */
+    FSCK_UNSEALED_STRAY,        /* leak: a sealing record of a missing inode */
 
     /* Content index */
-    FSCK_INDEX_UNSEALED,         /* a content hash of a chunk that may be overwritten */
-    FSCK_INDEX_DISAGREES,        /* hash -> chunk and chunk -> hash differ */
-    FSCK_INDEX_DEAD_OWNED,       /* recorded as freed, but it has an owner */
-    FSCK_INDEX_STRAY,            /* leak: a content hash of a chunk that nobody owns */
-    FSCK_SEALED_WITHOUT_HASH,    /* leak: cannot be found by content */
+    FSCK_INDEX_UNSEALED,      /* a content hash of a chunk that may be overwritten */
+    FSCK_INDEX_DISAGREES,     /* hash -> chunk and chunk -> hash differ */
+    FSCK_INDEX_DEAD_OWNED,    /* recorded as freed, but it has an owner */
+    FSCK_INDEX_STRAY,         /* leak: a content hash of a chunk that nobody owns */
+    FSCK_SEALED_WITHOUT_HASH, /* leak: cannot be found by content */
 
     FSCK_KINDS
 };
@@ -140,7 +140,7 @@ struct fsck_report {
  * Exit status by fsck(8): 8 if not 0; 4 if report->errors; leaks alone are
  * harmless and the caller's choice.
  */
-int fsck_run(const char *store_path, const struct fsck_options *options,
-             struct fsck_report *report, struct errmsg *err);
+int fsck_run(const char *store_path, const struct fsck_options *options, struct fsck_report *report,
+             struct errmsg *err);
 
 #endif

@@ -76,8 +76,9 @@ static int judge(struct fsck *f, uint64_t id, unsigned level, uint64_t parent, c
     if (cycle)
         fsck_found(f, FSCK_NODE_CYCLE, 1, "%s: node %" PRIu64 " leads back to it", where, id);
     else
-        fsck_found(f, FSCK_NODE_LEVEL, 1, "%s: node %" PRIu64
-                   " is of level %u where one of level %u belongs", where, id, actual, level);
+        fsck_found(f, FSCK_NODE_LEVEL, 1,
+                   "%s: node %" PRIu64 " is of level %u where one of level %u belongs", where, id,
+                   actual, level);
     return 0;
 }
 

@@ -77,9 +77,10 @@ static void count_part(struct fsck *f, chunk_t first, unsigned n, uint64_t node)
     } else if (!segment->tallies) {
         return;
     } else if (slot >= SEGMENT_SLOTS) {
-        fsck_found(f, FSCK_CHUNK_BEYOND_CURSOR, n, "node %" PRIu64
-                   " maps slot %" PRIu32 " of segment %08" PRIx32
-                   ", which no segment has", node, slot, segment->id);
+        fsck_found(f, FSCK_CHUNK_BEYOND_CURSOR, n,
+                   "node %" PRIu64 " maps slot %" PRIu32 " of segment %08" PRIx32
+                   ", which no segment has",
+                   node, slot, segment->id);
     } else {
         tally_add(&segment->tallies[slot / COUNT_GROUP], slot % COUNT_GROUP, n);
     }
@@ -138,17 +139,19 @@ static void tell(struct fsck *f, const struct fsck_segment *segment, uint32_t sl
         fsck_found(f, FSCK_CHUNK_COUNT_LOW, n, "%s: %" PRIu32 " owners, but recorded are %" PRIu32,
                    where, counted, recorded);
     if (verdict & COUNT_HIGH)
-        fsck_found(f, FSCK_CHUNK_COUNT_HIGH, n, "%s: %" PRIu32
-                   " owners, but recorded are %" PRIu32, where, counted, recorded);
+        fsck_found(f, FSCK_CHUNK_COUNT_HIGH, n, "%s: %" PRIu32 " owners, but recorded are %" PRIu32,
+                   where, counted, recorded);
     if (verdict & BAD_MERGES)
-        fsck_found(f, FSCK_CHUNK_MERGES, n, "%s: more owners by deduplication than owners (%"
-                   PRIu32 ")", where, recorded);
+        fsck_found(f, FSCK_CHUNK_MERGES, n,
+                   "%s: more owners by deduplication than owners (%" PRIu32 ")", where, recorded);
     if (verdict & BEYOND_CURSOR)
-        fsck_found(f, FSCK_CHUNK_BEYOND_CURSOR, n, "%s: in use, but only slots below %" PRIu32
-                   " were handed out", where, segment->cursor);
+        fsck_found(f, FSCK_CHUNK_BEYOND_CURSOR, n,
+                   "%s: in use, but only slots below %" PRIu32 " were handed out", where,
+                   segment->cursor);
     if (verdict & BEYOND_FILE)
-        fsck_found(f, FSCK_SEGMENT_FILE_SHORT, n, "%s: the file has whole chunks below slot %"
-                   PRIu64 " only", where, segment->file_slots);
+        fsck_found(f, FSCK_SEGMENT_FILE_SHORT, n,
+                   "%s: the file has whole chunks below slot %" PRIu64 " only", where,
+                   segment->file_slots);
 }
 
 /* Returns how many owners came by deduplication. */
@@ -170,8 +173,8 @@ static unsigned add_up(struct fsck *f, struct fsck_segment *segment,
     f->report->sealed_chunks += sealed;
     if (live_counted && segment->file_missing && !segment->missing_told) {
         segment->missing_told = true;
-        fsck_found(f, FSCK_SEGMENT_FILE_MISSING, 1, "the file of segment %08" PRIx32
-                   " is missing", segment->id);
+        fsck_found(f, FSCK_SEGMENT_FILE_MISSING, 1, "the file of segment %08" PRIx32 " is missing",
+                   segment->id);
     }
     return merges;
 }
@@ -189,15 +192,14 @@ static void compare_group(struct fsck *f, struct fsck_segment *segment, uint32_t
         first + COUNT_GROUP <= min_u64(segment->cursor, segment->file_slots))
         return;
     for (unsigned i = 0; i < COUNT_GROUP; i++) {
-        unsigned verdict = judge(f, segment, first + i, counted[i], recorded->count[i],
-                                 recorded->merges[i]);
+        unsigned verdict =
+            judge(f, segment, first + i, counted[i], recorded->count[i], recorded->merges[i]);
         bool same = i > 0 && verdict == run_verdict && counted[i] == counted[run] &&
                     recorded->count[i] == recorded->count[run];
         if (same)
             continue;
         if (run_verdict)
-            tell(f, segment, first + run, i - run, run_verdict, counted[run],
-                 recorded->count[run]);
+            tell(f, segment, first + run, i - run, run_verdict, counted[run], recorded->count[run]);
         run = i;
         run_verdict = verdict;
     }
@@ -263,12 +265,13 @@ static void take_stray(struct fsck *f, uint64_t group, const struct fsck_segment
         return;
     f->counts_unknown = true;
     if (segment)
-        fsck_found(f, FSCK_CHUNK_BEYOND_CURSOR, n, "segment %08" PRIx64
-                   ": owners of %u chunks in slots that no segment has", id, n);
+        fsck_found(f, FSCK_CHUNK_BEYOND_CURSOR, n,
+                   "segment %08" PRIx64 ": owners of %u chunks in slots that no segment has", id,
+                   n);
     else if (id > UINT32_MAX ||
              !g_hash_table_contains(f->lost_segments, GUINT_TO_POINTER((guint)id)))
-        fsck_found(f, FSCK_SEGMENT_STRAY_COUNTS, n, "owners of %u chunks in segment %08" PRIx64
-                   ", which has no record", n, id);
+        fsck_found(f, FSCK_SEGMENT_STRAY_COUNTS, n,
+                   "owners of %u chunks in segment %08" PRIx64 ", which has no record", n, id);
 }
 
 static int take_counts(struct walk *w, const struct cursor *c, struct counts_group *recorded)
@@ -322,8 +325,8 @@ static void tell_lost(struct fsck *f)
     for (guint i = 0; i < ids->len; i++) {
         uint32_t id = g_array_index(ids, uint32_t, i);
         gsize n = GPOINTER_TO_SIZE(g_hash_table_lookup(f->lost_segments, GUINT_TO_POINTER(id)));
-        fsck_found(f, FSCK_SEGMENT_MISSING, 1, "segment %08" PRIx32
-                   " has no record, but %zu chunks are mapped in it", id, n);
+        fsck_found(f, FSCK_SEGMENT_MISSING, 1,
+                   "segment %08" PRIx32 " has no record, but %zu chunks are mapped in it", id, n);
     }
     g_array_free(ids, TRUE);
 }

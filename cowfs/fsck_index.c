@@ -139,8 +139,10 @@ static void check_bytes(struct hash_walk *w, const struct fsck_segment *segment,
     struct content_hash now = content_hash_xxh3(bytes, chunk_bytes, f->sb.hash_secret);
     f->report->checked_bytes += chunk_bytes;
     if (memcmp(now.bytes, hash, HASH_BYTES) != 0)
-        fsck_found(f, FSCK_CHUNK_DATA, 1, "segment %08" PRIx32 ", slot %" PRIu32
-                   ": the bytes do not have the recorded hash", segment->id, slot);
+        fsck_found(f, FSCK_CHUNK_DATA, 1,
+                   "segment %08" PRIx32 ", slot %" PRIu32
+                   ": the bytes do not have the recorded hash",
+                   segment->id, slot);
 }
 
 /* The record under the cursor, of a chunk that nobody owns. */
@@ -149,16 +151,16 @@ static void take_unowned(struct fsck *f, const struct cursor *c)
     if (c->value_len != HASH_BYTES)
         fsck_undecodable(f, c);
     else if (!fsck_is_dead(f, c->a))
-        fsck_found(f, FSCK_INDEX_STRAY, 1, "content hash of chunk %" PRIu64
-                   ", which nobody owns", c->a);
+        fsck_found(f, FSCK_INDEX_STRAY, 1, "content hash of chunk %" PRIu64 ", which nobody owns",
+                   c->a);
 }
 
 static void check_freed(struct fsck *f, uint64_t group, const struct counts_group *counts)
 {
     for (unsigned i = 0; i < COUNT_GROUP && f->dead->len > 0; i++)
         if (counts->count[i] && fsck_is_dead(f, group * COUNT_GROUP + i))
-            fsck_found(f, FSCK_INDEX_DEAD_OWNED, 1, "chunk %" PRIu64
-                       " is recorded as freed, but has %" PRIu32 " owners",
+            fsck_found(f, FSCK_INDEX_DEAD_OWNED, 1,
+                       "chunk %" PRIu64 " is recorded as freed, but has %" PRIu32 " owners",
                        group * COUNT_GROUP + i, counts->count[i]);
 }
 
@@ -170,8 +172,8 @@ static void take_owned(struct hash_walk *w, const struct fsck_segment *segment,
     if (w->c.value_len != HASH_BYTES) {
         fsck_undecodable(f, &w->c);
     } else if (!counts->sealed[i]) {
-        fsck_found(f, FSCK_INDEX_UNSEALED, 1, "content hash of chunk %" PRIu64
-                   ", which is not sealed", w->c.a);
+        fsck_found(f, FSCK_INDEX_UNSEALED, 1,
+                   "content hash of chunk %" PRIu64 ", which is not sealed", w->c.a);
     } else if (f->options->check_data) {
         unsigned alike = 1;
         while (i + alike < COUNT_GROUP && counts->sealed[i + alike])
@@ -201,8 +203,9 @@ int hash_walk_group(struct hash_walk *w, const struct fsck_segment *segment, uin
     }
     for (unsigned i = 0; counts && i < COUNT_GROUP; i++)
         if (counts->sealed[i] && counts->count[i] && !hashed[i])
-            fsck_found(f, FSCK_SEALED_WITHOUT_HASH, 1, "chunk %" PRIu64
-                       " is sealed, but has no content hash", group * COUNT_GROUP + i);
+            fsck_found(f, FSCK_SEALED_WITHOUT_HASH, 1,
+                       "chunk %" PRIu64 " is sealed, but has no content hash",
+                       group * COUNT_GROUP + i);
     return metadb_iter_status(w->c.it);
 }
 
@@ -250,14 +253,18 @@ static int judge_unhashed(struct fsck *f, uint64_t hash, chunk_t chunk)
     if (error)
         return error;
     if (!owned)
-        fsck_found(f, FSCK_INDEX_STRAY, 1, "content hash %016" PRIx64 "... is of chunk %" PRIu64
-                   ", which nobody owns", hash, chunk);
+        fsck_found(f, FSCK_INDEX_STRAY, 1,
+                   "content hash %016" PRIx64 "... is of chunk %" PRIu64 ", which nobody owns",
+                   hash, chunk);
     else if (!sealed)
-        fsck_found(f, FSCK_INDEX_UNSEALED, 1, "content hash %016" PRIx64 "... is of chunk %" PRIu64
-                   ", which is not sealed", hash, chunk);
+        fsck_found(f, FSCK_INDEX_UNSEALED, 1,
+                   "content hash %016" PRIx64 "... is of chunk %" PRIu64 ", which is not sealed",
+                   hash, chunk);
     else
-        fsck_found(f, FSCK_INDEX_DISAGREES, 1, "content hash %016" PRIx64 "... is of chunk %" PRIu64
-                   ", which has no hash recorded", hash, chunk);
+        fsck_found(f, FSCK_INDEX_DISAGREES, 1,
+                   "content hash %016" PRIx64 "... is of chunk %" PRIu64
+                   ", which has no hash recorded",
+                   hash, chunk);
     return 0;
 }
 
@@ -273,8 +280,10 @@ static int check_entry(struct fsck *f, const struct cursor *c)
     if (error)
         return error == -ENOENT ? judge_unhashed(f, c->a, chunk) : error;
     if (value.len == HASH_BYTES && get_be64(value.data) != c->a)
-        fsck_found(f, FSCK_INDEX_DISAGREES, 1, "content hash %016" PRIx64 "... is of chunk %" PRIu64
-                   ", whose hash is %016" PRIx64 "...", c->a, chunk, get_be64(value.data));
+        fsck_found(f, FSCK_INDEX_DISAGREES, 1,
+                   "content hash %016" PRIx64 "... is of chunk %" PRIu64
+                   ", whose hash is %016" PRIx64 "...",
+                   c->a, chunk, get_be64(value.data));
     metadb_value_free(&value);
     return 0;
 }

@@ -128,15 +128,16 @@ int fsck_check_orphans(struct fsck *f)
         struct fsck_inode *inode = fsck_find_inode(f, c.a);
         f->report->orphans++;
         if (!inode) {
-            fsck_found(f, FSCK_ORPHAN_STRAY, 1, "orphan record of inode %" PRIu64
-                       ", which is missing", c.a);
+            fsck_found(f, FSCK_ORPHAN_STRAY, 1,
+                       "orphan record of inode %" PRIu64 ", which is missing", c.a);
             continue;
         }
         inode->flags |= INODE_ORPHAN;
         /* The reaper leaves inodes with links alone: no danger, but wrong. */
         if (!(inode->flags & INODE_BAD) && inode->nlink > 0)
-            fsck_found(f, FSCK_ORPHAN_LINKED, 1, "orphan record of inode %" PRIu64
-                       ", which has %" PRIu32 " links", c.a, inode->nlink);
+            fsck_found(f, FSCK_ORPHAN_LINKED, 1,
+                       "orphan record of inode %" PRIu64 ", which has %" PRIu32 " links", c.a,
+                       inode->nlink);
     }
     return cursor_close(&c);
 }
@@ -146,17 +147,17 @@ static void check_xattr(struct fsck *f, const struct cursor *c, const struct fsc
     char *name = g_strndup((const char *)c->name, c->name_len);
     char *quoted = g_strescape(name, NULL); /* chosen by a guest */
     if (!inode)
-        fsck_found(f, FSCK_XATTR_STRAY, 1, "attribute '%s' of inode %" PRIu64
-                   ", which is missing", quoted, c->a);
+        fsck_found(f, FSCK_XATTR_STRAY, 1, "attribute '%s' of inode %" PRIu64 ", which is missing",
+                   quoted, c->a);
     else if (inode->flags & INODE_BAD)
         ;
     else if (!(inode->flags & INODE_XATTRS))
-        fsck_found(f, FSCK_XATTR_FLAG, 1, "inode %" PRIu64
-                   " is marked as without attributes, but has '%s'", c->a, quoted);
+        fsck_found(f, FSCK_XATTR_FLAG, 1,
+                   "inode %" PRIu64 " is marked as without attributes, but has '%s'", c->a, quoted);
     else if (strcmp(name, CAPABILITY_NAME) == 0 && !(inode->flags & INODE_CAPABILITY))
         /* Writing to the file would not drop its privileges. */
-        fsck_found(f, FSCK_XATTR_FLAG, 1, "inode %" PRIu64
-                   " is marked as without capabilities, but has some", c->a);
+        fsck_found(f, FSCK_XATTR_FLAG, 1,
+                   "inode %" PRIu64 " is marked as without capabilities, but has some", c->a);
     g_free(quoted);
     g_free(name);
 }
@@ -184,7 +185,7 @@ int fsck_check_unsealed(struct fsck *f)
     cursor_open(&c, f, KEY_UNSEALED);
     while (cursor_next(&c))
         if (!fsck_find_inode(f, c.a))
-            fsck_found(f, FSCK_UNSEALED_STRAY, 1, "sealing record of inode %" PRIu64
-                       ", which is missing", c.a);
+            fsck_found(f, FSCK_UNSEALED_STRAY, 1,
+                       "sealing record of inode %" PRIu64 ", which is missing", c.a);
     return cursor_close(&c);
 }

@@ -99,7 +99,7 @@ struct cursor {
     struct metadb_iter *it;
     enum key_type type;
     bool begun, valid;
-    uint64_t a, b; /* the integers of the key */
+    uint64_t a, b;       /* the integers of the key */
     const uint8_t *name; /* what follows them (xattrs) */
     size_t name_len;
     const uint8_t *value;
@@ -199,9 +199,9 @@ enum { NODE_LEVEL_BAD = 0xff };
 
 /* What is known of 512 neighbouring node ids. */
 struct node_group {
-    uint64_t id;                  /* node id / 512; the hash key */
-    uint8_t level[COUNT_GROUP];   /* of the record; 0: none, NODE_LEVEL_BAD: damaged */
-    uint8_t wanted[COUNT_GROUP];  /* bit L: somebody refers to it as of level L */
+    uint64_t id;                 /* node id / 512; the hash key */
+    uint8_t level[COUNT_GROUP];  /* of the record; 0: none, NODE_LEVEL_BAD: damaged */
+    uint8_t wanted[COUNT_GROUP]; /* bit L: somebody refers to it as of level L */
     struct tally refs;
 };
 
@@ -284,7 +284,7 @@ struct fsck {
     uint64_t done, told, total; /* of the phase; `done` when progress was told last */
     uint64_t told_of[FSCK_KINDS];
 
-    GArray *segments; /* struct fsck_segment, by id */
+    GArray *segments;                /* struct fsck_segment, by id */
     size_t last_segment;             /* index that was found last */
     size_t window_first, window_end; /* the segments that chunks are counted of */
     GHashTable *lost_segments;       /* ids that are mapped, without a record */

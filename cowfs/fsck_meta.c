@@ -33,8 +33,9 @@ int fsck_load_meta(struct fsck *f, bool *unfinished)
 static void check_next(struct fsck *f, const char *what, uint64_t next, uint64_t highest)
 {
     if (next <= highest)
-        fsck_found(f, FSCK_META_NEXT, 1, "the next new %s would be %" PRIu64 ", but %" PRIu64
-                   " is in use", what, next, highest);
+        fsck_found(f, FSCK_META_NEXT, 1,
+                   "the next new %s would be %" PRIu64 ", but %" PRIu64 " is in use", what, next,
+                   highest);
 }
 
 static void check_total(struct fsck *f, const char *what, uint64_t total, uint64_t recorded,

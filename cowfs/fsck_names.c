@@ -56,8 +56,8 @@ static void check_name(struct entry_scan *s, const char *name)
         fsck_found(f, FSCK_DIRENT_NAME, 1, "directory %" PRIu64 ": '%s' is no possible name",
                    s->dir_ino, quoted);
     if (names_hash(s->hash_env, name, strlen(name)) != s->hash)
-        fsck_found(f, FSCK_DIRENT_HASH, 1, "directory %" PRIu64
-                   ": '%s' is filed under a wrong hash", s->dir_ino, quoted);
+        fsck_found(f, FSCK_DIRENT_HASH, 1,
+                   "directory %" PRIu64 ": '%s' is filed under a wrong hash", s->dir_ino, quoted);
     if (seen_before(s, name))
         fsck_found(f, FSCK_DIRENT_DUPLICATE, 1, "directory %" PRIu64 ": '%s' exists twice",
                    s->dir_ino, quoted);
@@ -70,9 +70,9 @@ static void link_dir(struct entry_scan *s, struct fsck_dir *child, const char *q
     struct fsck *f = s->f;
     s->dir->subdirs++;
     if (child->holder || child->ino == ROOT_INO)
-        fsck_found(f, FSCK_DIR_TWO_NAMES, 1, "directory %" PRIu64
-                   " has another name in directory %" PRIu64 ": '%s'", child->ino, s->dir_ino,
-                   quoted);
+        fsck_found(f, FSCK_DIR_TWO_NAMES, 1,
+                   "directory %" PRIu64 " has another name in directory %" PRIu64 ": '%s'",
+                   child->ino, s->dir_ino, quoted);
     /* Of two, the one that the directory itself knows is the right one. */
     if (!child->holder || child->parent == s->dir_ino)
         child->holder = s->dir_ino;
@@ -84,16 +84,18 @@ static void link_entry(struct entry_scan *s, uint64_t ino, uint32_t type, const 
     struct fsck_inode *inode = fsck_find_inode(f, ino);
     char *quoted = g_strescape(name, NULL);
     if (!inode) {
-        fsck_found(f, FSCK_DIRENT_INODE_MISSING, 1, "directory %" PRIu64 ": '%s' is inode %"
-                   PRIu64 ", which is missing", s->dir_ino, quoted, ino);
+        fsck_found(f, FSCK_DIRENT_INODE_MISSING, 1,
+                   "directory %" PRIu64 ": '%s' is inode %" PRIu64 ", which is missing", s->dir_ino,
+                   quoted, ino);
         f->maps_incomplete = true;
         s->dir->subdirs += type == S_IFDIR;
     } else {
         inode->names++;
         if (!(inode->flags & INODE_BAD)) {
             if (type >> 12 != inode->type)
-                fsck_found(f, FSCK_DIRENT_TYPE, 1, "directory %" PRIu64
-                           ": '%s' is of type 0%" PRIo32 ", but inode %" PRIu64 " of 0%o",
+                fsck_found(f, FSCK_DIRENT_TYPE, 1,
+                           "directory %" PRIu64 ": '%s' is of type 0%" PRIo32 ", but inode %" PRIu64
+                           " of 0%o",
                            s->dir_ino, quoted, type, ino, (unsigned)inode->type << 12);
             struct fsck_dir *child = dir_of(f, inode);
             if (child)
@@ -128,13 +130,14 @@ static void check_holder(struct entry_scan *s, const struct fsck_inode *inode)
 {
     if (inode && inode->flags & INODE_BAD)
         return;
-    const char *why = !inode                ? "is missing"
-                      : !s->dir             ? "is no directory"
-                      : inode->nlink == 0   ? "was removed"
-                                            : NULL;
+    const char *why = !inode              ? "is missing"
+                      : !s->dir           ? "is no directory"
+                      : inode->nlink == 0 ? "was removed"
+                                          : NULL;
     if (why)
-        fsck_found(s->f, FSCK_DIRENT_STRAY, s->entries, "%" PRIu64
-                   " entries of directory %" PRIu64 ", which %s", s->entries, s->dir_ino, why);
+        fsck_found(s->f, FSCK_DIRENT_STRAY, s->entries,
+                   "%" PRIu64 " entries of directory %" PRIu64 ", which %s", s->entries, s->dir_ino,
+                   why);
 }
 
 int fsck_check_names(struct fsck *f)
@@ -185,22 +188,26 @@ static void check_inode(struct fsck *f, const struct fsck_inode *inode)
         if (inode->flags & INODE_ORPHAN)
             return;
         if (!f->names_incomplete)
-            fsck_found(f, FSCK_INODE_UNREACHABLE, 1, "inode %" PRIu64 " (%" PRIu32
-                       " links) has no name and no orphan record", inode->ino, inode->nlink);
+            fsck_found(f, FSCK_INODE_UNREACHABLE, 1,
+                       "inode %" PRIu64 " (%" PRIu32 " links) has no name and no orphan record",
+                       inode->ino, inode->nlink);
         return;
     }
     uint64_t links = dir ? (uint64_t)dir->subdirs + 2 : inode->names;
     bool unsure = f->names_incomplete && inode->nlink > links;
     if (inode->nlink != links && !unsure)
-        fsck_found(f, FSCK_INODE_NLINK, 1, "inode %" PRIu64 " has %" PRIu64
-                   " links, but records %" PRIu32, inode->ino, links, inode->nlink);
+        fsck_found(f, FSCK_INODE_NLINK, 1,
+                   "inode %" PRIu64 " has %" PRIu64 " links, but records %" PRIu32, inode->ino,
+                   links, inode->nlink);
     uint64_t parent = inode->ino == ROOT_INO ? ROOT_INO : dir ? dir->holder : 0;
     if (dir && parent && dir->parent != parent)
-        fsck_found(f, FSCK_DIR_PARENT, 1, "directory %" PRIu64 " is in %" PRIu64 ", but calls %"
-                   PRIu64 " its parent", dir->ino, parent, dir->parent);
+        fsck_found(f, FSCK_DIR_PARENT, 1,
+                   "directory %" PRIu64 " is in %" PRIu64 ", but calls %" PRIu64 " its parent",
+                   dir->ino, parent, dir->parent);
     if (dir && dir->size != dir->entries && !dir->entries_unknown)
-        fsck_found(f, FSCK_INODE_SIZE, 1, "directory %" PRIu64 " has %" PRIu64
-                   " entries, but records %" PRIu64, dir->ino, dir->entries, dir->size);
+        fsck_found(f, FSCK_INODE_SIZE, 1,
+                   "directory %" PRIu64 " has %" PRIu64 " entries, but records %" PRIu64, dir->ino,
+                   dir->entries, dir->size);
 }
 
 static struct fsck_dir *dir_by_ino(struct fsck *f, uint64_t ino)

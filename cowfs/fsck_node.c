@@ -164,15 +164,16 @@ static void compare_node(struct fsck *f, const struct node_group *g, unsigned i,
         return; /* missing: told already */
     if (g->level[i] && !counted) {
         if (complete)
-            fsck_found(f, FSCK_NODE_UNREACHABLE, 1, "nothing refers to node %" PRIu64
-                       " (level %u)", id, g->level[i]);
+            fsck_found(f, FSCK_NODE_UNREACHABLE, 1, "nothing refers to node %" PRIu64 " (level %u)",
+                       id, g->level[i]);
     } else if (recorded < counted) {
-        fsck_found(f, FSCK_NODE_COUNT_LOW, 1, "node %" PRIu64 " has %" PRIu32
-                   " owners, but records %" PRIu32, id, counted, recorded);
+        fsck_found(f, FSCK_NODE_COUNT_LOW, 1,
+                   "node %" PRIu64 " has %" PRIu32 " owners, but records %" PRIu32, id, counted,
+                   recorded);
     } else if (recorded > counted && complete) {
-        fsck_found(f, FSCK_NODE_COUNT_HIGH, 1, "node %" PRIu64 " has %" PRIu32
-                   " owners, but records %" PRIu32 "%s", id, counted, recorded,
-                   g->level[i] ? "" : ", and does not exist");
+        fsck_found(f, FSCK_NODE_COUNT_HIGH, 1,
+                   "node %" PRIu64 " has %" PRIu32 " owners, but records %" PRIu32 "%s", id,
+                   counted, recorded, g->level[i] ? "" : ", and does not exist");
     }
 }
 
@@ -198,8 +199,7 @@ static int compare_all(struct fsck *f, const GArray *ids)
             compare_group(f, g_array_index(ids, uint64_t, k), &zero);
         if (k < ids->len && g_array_index(ids, uint64_t, k) == c.a)
             k++;
-        if (c.a > UINT64_MAX / COUNT_GROUP ||
-            counts_group_decode(recorded, c.value, c.value_len))
+        if (c.a > UINT64_MAX / COUNT_GROUP || counts_group_decode(recorded, c.value, c.value_len))
             fsck_undecodable(f, &c);
         else
             compare_group(f, c.a, recorded);

@@ -16,9 +16,9 @@ static const struct {
     unsigned integers;
     bool name;
 } shapes[] = {
-    {KEY_CHUNK_COUNTS, 1, false}, {KEY_DIRENT, 2, false},   {KEY_SEGMENT, 1, false},
-    {KEY_CONTENT, 1, false},      {KEY_INODE, 1, false},    {KEY_NODE_COUNTS, 1, false},
-    {KEY_META, 0, false},         {KEY_NODE, 1, false},     {KEY_ORPHAN, 1, false},
+    {KEY_CHUNK_COUNTS, 1, false}, {KEY_DIRENT, 2, false},     {KEY_SEGMENT, 1, false},
+    {KEY_CONTENT, 1, false},      {KEY_INODE, 1, false},      {KEY_NODE_COUNTS, 1, false},
+    {KEY_META, 0, false},         {KEY_NODE, 1, false},       {KEY_ORPHAN, 1, false},
     {KEY_DEAD_SEALED, 1, false},  {KEY_CHUNK_HASH, 1, false}, {KEY_UNSEALED, 1, false},
     {KEY_XATTR, 1, true},
 };
@@ -100,11 +100,16 @@ void fsck_undecodable(struct fsck *f, const struct cursor *c)
         enum key_type type;
         const char *text;
     } names[] = {
-        {KEY_META, "the store's counters"},    {KEY_SEGMENT, "segment"},
-        {KEY_CHUNK_COUNTS, "counts of chunk group"}, {KEY_NODE_COUNTS, "counts of node group"},
-        {KEY_NODE, "node"},                    {KEY_INODE, "inode"},
-        {KEY_DIRENT, "entries of directory"},  {KEY_CONTENT, "chunk of content hash"},
-        {KEY_CHUNK_HASH, "content hash of chunk"}, {KEY_DEAD_SEALED, "freed chunks from"},
+        {KEY_META, "the store's counters"},
+        {KEY_SEGMENT, "segment"},
+        {KEY_CHUNK_COUNTS, "counts of chunk group"},
+        {KEY_NODE_COUNTS, "counts of node group"},
+        {KEY_NODE, "node"},
+        {KEY_INODE, "inode"},
+        {KEY_DIRENT, "entries of directory"},
+        {KEY_CONTENT, "chunk of content hash"},
+        {KEY_CHUNK_HASH, "content hash of chunk"},
+        {KEY_DEAD_SEALED, "freed chunks from"},
     };
     const char *what = "record";
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++)

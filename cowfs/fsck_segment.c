@@ -143,7 +143,9 @@ void fsck_check_segments(struct fsck *f)
         if (s->undecodable || s->live_unknown || s->live == s->live_recorded ||
             s->live == s->live_counted)
             continue;
-        fsck_found(f, FSCK_SEGMENT_LIVE, 1, "segment %08" PRIx32 " has %" PRIu32
-                   " chunks with an owner, but records %" PRIu32, s->id, s->live_recorded, s->live);
+        fsck_found(f, FSCK_SEGMENT_LIVE, 1,
+                   "segment %08" PRIx32 " has %" PRIu32
+                   " chunks with an owner, but records %" PRIu32,
+                   s->id, s->live_recorded, s->live);
     }
 }

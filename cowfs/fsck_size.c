@@ -77,8 +77,9 @@ static int check_map(struct size_check *s, uint64_t ino, const struct inode_attr
         return 0;
     int error = has_written(s, attr->map.root, attr->map.levels, end, &written);
     if (!error && written)
-        fsck_found(s->f, FSCK_INODE_MAP_BEYOND_SIZE, 1, "inode %" PRIu64
-                   " has data behind its end (%" PRIu64 " bytes)", ino, attr->size_bytes);
+        fsck_found(s->f, FSCK_INODE_MAP_BEYOND_SIZE, 1,
+                   "inode %" PRIu64 " has data behind its end (%" PRIu64 " bytes)", ino,
+                   attr->size_bytes);
     return error;
 }
 

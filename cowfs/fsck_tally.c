@@ -46,7 +46,7 @@ void tally_add(struct tally *t, unsigned first, unsigned n)
     }
     if (t->small && memchr(t->small + first, UINT8_MAX, n))
         make_wide(t);
-    if (t->wide) {
+    if (!t->small) {
         add_wide(t, first, n);
         return;
     }

@@ -15,8 +15,8 @@ struct fsck_report fsck_expect_run(const struct fsck_store *s, bool check_data, 
 /* Exactly these kinds; the first of them exactly n times, if n is not 0. */
 void fsck_expect_kinds(const struct fsck_store *s, bool check_data, const enum fsck_kind *kinds,
                        size_t count, uint64_t n);
-#define fsck_expect(s, check_data, ...)                                                           \
-    fsck_expect_kinds(s, check_data, (const enum fsck_kind[]){__VA_ARGS__},                       \
+#define fsck_expect(s, check_data, ...)                                     \
+    fsck_expect_kinds(s, check_data, (const enum fsck_kind[]){__VA_ARGS__}, \
                       sizeof((enum fsck_kind[]){__VA_ARGS__}) / sizeof(enum fsck_kind), 0)
 void fsck_expect_clean(const struct fsck_store *s, bool check_data);
 
@@ -27,12 +27,15 @@ void fsck_expect_clean(const struct fsck_store *s, bool check_data);
 struct damage {
     const char *name;
     void (*make)(struct fsck_store *s);
-    uint64_t n; /* findings of the first kind, 0: any number */
+    uint64_t n;              /* findings of the first kind, 0: any number */
     enum fsck_kind kinds[4]; /* FSCK_KINDS ends the list */
 };
-#define DAMAGE(function, n, ...)                                                                  \
-    {                                                                                             \
-        #function, function, n, {__VA_ARGS__, FSCK_KINDS}                                         \
+#define DAMAGE(function, n, ...)    \
+    {                               \
+#function, function, n,     \
+        {                           \
+            __VA_ARGS__, FSCK_KINDS \
+        }                           \
     }
 /* Makes a store, damages it, runs fsck. */
 void fsck_expect_damage(const struct damage *damage);

@@ -31,9 +31,9 @@ static void write_chunks(struct inode *inode, uint64_t seed, uint64_t index, uin
     for (uint64_t i = index; i < index + n; i++) {
         for (unsigned k = 0; k < G_N_ELEMENTS(words); k++)
             words[k] = (seed << 40 | i << 10 | k) * UINT64_C(0x9e3779b97f4a7c15) | 1;
-        ck_assert_int_eq(file_write(inode, words, sizeof(words), i * STORE_CHUNK,
-                                    (struct file_write_flags){0}),
-                         (ssize_t)sizeof(words));
+        ck_assert_int_eq(
+            file_write(inode, words, sizeof(words), i * STORE_CHUNK, (struct file_write_flags){0}),
+            (ssize_t)sizeof(words));
     }
 }
 

@@ -14,7 +14,9 @@
 #include "cowfs/fs.h"
 #include "cowfs/meta.h"
 
-enum { STORE_CHUNK = 4096, A_CHUNKS = 1536, SEALED_CHUNKS = 64 };
+/* Wide, so that products of it are. */
+#define STORE_CHUNK UINT64_C(4096)
+enum { A_CHUNKS = 1536, SEALED_CHUNKS = 64 };
 
 /*
  * /dir/a      1536 chunks: two levels, three leaves
@@ -47,8 +49,7 @@ void fsck_store_commit(struct fsck_store *s);
 
 /* A record by a key of one number. get: it must be there; free it. */
 struct metadb_value record_get(struct fsck_store *s, enum key_type type, uint64_t a);
-void record_put(struct fsck_store *s, enum key_type type, uint64_t a, const void *data,
-                size_t len);
+void record_put(struct fsck_store *s, enum key_type type, uint64_t a, const void *data, size_t len);
 void record_delete(struct fsck_store *s, enum key_type type, uint64_t a);
 
 struct inode_attr inode_record(struct fsck_store *s, uint64_t ino); /* free target */

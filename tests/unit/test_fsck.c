@@ -203,7 +203,7 @@ START_TEST(test_segment_file_short)
     struct stat st;
     ck_assert_int_eq(stat(path, &st), 0);
     /* Half of the last chunk is gone. */
-    truncate_file("segments/00000001", st.st_size - STORE_CHUNK / 2);
+    truncate_file("segments/00000001", st.st_size - (off_t)STORE_CHUNK / 2);
     fsck_expect(s, true, FSCK_SEGMENT_FILE_SHORT);
     ck_assert_uint_eq(fsck_expect_run(s, false, NULL).count[FSCK_SEGMENT_FILE_SHORT], 1);
     truncate_file("segments/00000001", 0);
@@ -217,12 +217,12 @@ END_TEST
 START_TEST(test_data)
 {
     fsck_store_edit(s);
-    chunk_t sealed = chunk_at(s, s->s1, 20), private = chunk_at(s, s->small, 1);
+    chunk_t sealed = chunk_at(s, s->s1, 20), unsealed = chunk_at(s, s->small, 1);
     metadb_close(s->db);
     s->db = NULL;
-    flip_byte("segments/00000001", (off_t)(uint32_t)private * STORE_CHUNK + 99);
+    flip_byte("segments/00000001", (off_t)((uint32_t)unsealed * STORE_CHUNK + 99));
     fsck_expect_clean(s, true);
-    flip_byte("segments/00000001", (off_t)(uint32_t)sealed * STORE_CHUNK + 99);
+    flip_byte("segments/00000001", (off_t)((uint32_t)sealed * STORE_CHUNK + 99));
     fsck_expect_clean(s, false);
     fsck_expect(s, true, FSCK_CHUNK_DATA);
     ck_assert_uint_eq(fsck_expect_run(s, true, NULL).count[FSCK_CHUNK_DATA], 1);
@@ -383,6 +383,7 @@ START_TEST(test_any_record)
             before = record;
         }
     }
+    ck_assert_ptr_nonnull(before);
     fsck_store_edit(s);
     metadb_put(s->db, before->key, before->key_len, before->value, before->len);
     fsck_store_commit(s);

@@ -98,8 +98,8 @@ static void orphan_missing(struct fsck_store *s)
 
 /* ---- names ---- */
 
-static void put_one(struct fsck_store *s, uint64_t dir, const char *name, uint64_t hash, uint64_t ino,
-                    uint32_t type)
+static void put_one(struct fsck_store *s, uint64_t dir, const char *name, uint64_t hash,
+                    uint64_t ino, uint32_t type)
 {
     entries_put(s, dir, hash, &(struct entry_spec){name, ino, type}, 1);
 }
@@ -179,10 +179,12 @@ static void make_dir_cycle(struct fsck_store *s)
 
 static void put_xattr(struct fsck_store *s, uint64_t ino, const char *name)
 {
-    uint8_t key[64];
-    size_t len = key_u64(key, KEY_XATTR, ino);
-    memcpy(key + len, name, strlen(name));
-    metadb_put(s->db, key, len + strlen(name), "x", 1);
+    struct wbuf key = {0};
+    wbuf_put_u8(&key, KEY_XATTR);
+    wbuf_put_be64(&key, ino);
+    wbuf_put_bytes(&key, name, strlen(name));
+    metadb_put(s->db, key.data, key.len, "x", 1);
+    wbuf_free(&key);
 }
 
 static void xattr_of_missing(struct fsck_store *s)
