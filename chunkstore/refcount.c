@@ -406,6 +406,25 @@ int counts_seal(struct counts *c, uint64_t first, uint32_t n)
     return 0;
 }
 
+int counts_unseal(struct counts *c, uint64_t id)
+{
+    struct part p = part_of(id, 1);
+    struct shard *s = shard_of(c, p.group_id);
+    struct count_group *g;
+    pthread_mutex_lock(&s->lock);
+    int error = shard_get(c, s, p.group_id, &g);
+    /* With merges it was found by its content, so it is in the index. */
+    if (!error && group_flag(g, p.index) == FLAG_SEALED) {
+        size_t before = group_bytes(g);
+        make_dirty(s, g);
+        group_expand_flags(g);
+        g->flags[p.index] = 0;
+        s->bytes += group_bytes(g) - before;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return error;
+}
+
 int counts_merge(struct counts *c, uint64_t id)
 {
     struct part p = part_of(id, 1);

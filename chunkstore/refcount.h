@@ -75,6 +75,10 @@ int counts_alike_run(struct counts *c, uint64_t first, uint32_t n, struct count_
 /* Marks chunks that have an owner as sealed. The caller excludes writers. */
 int counts_seal(struct counts *c, uint64_t first, uint32_t n);
 
+/* Takes the mark back from a chunk that was not entered in the index, if it
+ * still has an owner. */
+int counts_unseal(struct counts *c, uint64_t id);
+
 /* Deduplication: one owner more for `id`, counted as a merge, if it has an
  * owner and is sealed, else -ENOENT. */
 int counts_merge(struct counts *c, uint64_t id);

@@ -13,8 +13,11 @@
  *             a leaf that several files share: the bytes are the same. Or, if
  *             there is no equal, the chunk enters the index.
  *
- * A crash between 1 and 4 leaves chunks that are sealed without a hash: they
- * are immutable, just not found by deduplication.
+ * A chunk that is marked and then does not enter the index may still have
+ * owners: entries of other leaves (of a clone that went its own way), or all of
+ * them after an error. The mark is taken back, so that it can be sealed by way
+ * of another file, or later. A crash between 1 and 4 leaves chunks that are
+ * sealed without a hash: they are immutable, just not found by deduplication.
  */
 #include "cowfs/sealer.h"
 
@@ -32,6 +35,7 @@ struct item {
     struct item *twin; /* an earlier item of this batch with the same bytes */
     struct content_hash hash;
     bool findable; /* no living chunk in the index has this hash */
+    bool entered;  /* it is in the index now */
 };
 
 struct batch {
@@ -160,8 +164,8 @@ static int share(struct batch *b, struct node *leaf, struct item *it, bool *shar
     *shared = false;
     if (node_entry(leaf, at) != it->chunk)
         return 0; /* written over meanwhile */
-    if (it->twin)
-        it->equal = it->twin->equal ? it->twin->equal : it->twin->chunk;
+    if (it->twin && it->twin->entered)
+        it->equal = it->twin->chunk;
     if (!it->equal && it->findable) {
         /* Somebody else may have entered an equal since step 3. */
         chunk_t found;
@@ -178,7 +182,16 @@ static int share(struct batch *b, struct node *leaf, struct item *it, bool *shar
         return node_unref_chunks(fs->nodes, it->equal, 1);
     }
     content_index_add(fs->db, &it->hash, it->chunk, it->findable);
+    it->entered = true;
     return 0;
+}
+
+static void unmark(struct batch *b)
+{
+    for (unsigned i = 0; i < b->count; i++)
+        if (!b->items[i].entered)
+            /* An error leaves it sealed: that is safe. */
+            counts_unseal(b->fs->chunk_counts, b->items[i].chunk);
 }
 
 /* Step 4. */
@@ -205,6 +218,7 @@ static int share_all(struct batch *b, uint64_t *shared_count)
         *shared_count += shared;
     }
     node_put(leaf);
+    unmark(b);
     txn_exit(fs->txn);
     pthread_rwlock_unlock(&b->inode->map_lock);
     return error;
@@ -226,8 +240,13 @@ int seal_file_part(struct fs *fs, struct inode *inode, uint64_t index, uint64_t 
         error = mark(&b, from, min_u64(limit - looked, b.max), &out->next_index);
         if (!error)
             error = hash_and_compare(&b);
-        if (!error)
+        if (!error) {
             error = share_all(&b, &out->deduplicated_chunks);
+        } else {
+            txn_enter(fs->txn);
+            unmark(&b);
+            txn_exit(fs->txn);
+        }
         segments_read_exit(fs->segments, section);
         out->hashed_chunks += b.count;
         looked += b.max;

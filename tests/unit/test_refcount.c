@@ -166,6 +166,25 @@ START_TEST(sealed_is_never_exclusive)
 }
 END_TEST
 
+START_TEST(a_mark_can_be_taken_back_until_somebody_relied_on_it)
+{
+    struct count_info info;
+    inc(base, 2);
+    ck_assert_int_eq(counts_seal(counts, base, 2), 0);
+    ck_assert_int_eq(counts_unseal(counts, base), 0);
+    ck_assert_int_eq(counts_unseal(counts, base + 2), 0); /* has no owner */
+    ck_assert(is_exclusive(base));
+    ck_assert_int_eq(counts_merge(counts, base + 1), 0);
+    ck_assert_int_eq(counts_unseal(counts, base + 1), 0);
+    ck_assert_int_eq(counts_get(counts, base + 1, &info), 0);
+    ck_assert(info.sealed && info.merges == 1);
+    commit();
+    reload();
+    ck_assert_int_eq(counts_get(counts, base, &info), 0);
+    ck_assert(!info.sealed && info.count == 1);
+}
+END_TEST
+
 struct seen {
     uint64_t first[8];
     uint32_t n[8];
@@ -386,6 +405,7 @@ int main(void)
     tcase_add_test(tc, a_failed_commit_counts_for_nothing);
     tcase_add_test(tc, whole_groups_keep_the_rule);
     tcase_add_test(tc, sealed_is_never_exclusive);
+    tcase_add_test(tc, a_mark_can_be_taken_back_until_somebody_relied_on_it);
     tcase_add_test(tc, births_and_deaths_are_told_once_by_runs);
     tcase_add_test(tc, below_zero_is_damage_and_touches_nothing_else);
     tcase_add_test(tc, merging_takes_living_sealed_chunks_only);
