@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <mntent.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -60,12 +61,47 @@ static bool wait_until_closed(const char *store, unsigned timeout_s)
     return closed;
 }
 
+/* Whether a mount of cowfs is there whose daemon is gone. Nothing can be asked
+ * of such a mount, so the kernel's table has to tell. */
+static bool is_dead_mount(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) {
+        close(fd);
+        return false;
+    }
+    if (errno != ENOTCONN && errno != ECONNABORTED)
+        return false;
+    g_autofree char *absolute = g_canonicalize_filename(path, NULL);
+    FILE *table = setmntent("/proc/self/mounts", "re");
+    bool found = false;
+    const struct mntent *entry;
+    while (table && (entry = getmntent(table)))
+        if (strcmp(entry->mnt_dir, absolute) == 0)
+            found = strcmp(entry->mnt_type, "fuse.cowfs") == 0; /* the last one is on top */
+    if (table)
+        endmntent(table);
+    return found;
+}
+
+static int umount_dead(const char *path)
+{
+    if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) != 0) {
+        tool_error("%s: cannot unmount: %s", path, g_strerror(errno));
+        return EXIT_FAILED;
+    }
+    tool_error("%s: unmounted, but its daemon was gone: the store is as of its last commit", path);
+    return EXIT_DONE;
+}
+
 static int umount_one(const char *path, unsigned timeout_s)
 {
     struct cowfs_ioc_info info = {0};
     struct cowfs_ioc_commit commit = {0};
     bool is_directory = false;
 
+    if (is_dead_mount(path))
+        return umount_dead(path);
     int fd = tool_open(path, &is_directory);
     if (fd < 0)
         return EXIT_FAILED;
