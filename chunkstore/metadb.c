@@ -62,36 +62,41 @@ void metadb_close(struct metadb *db)
     g_free(db);
 }
 
-/* The newest record in memory, with a reference; NULL if RocksDB has to be asked. */
-static struct record *lookup_in_memory(struct metadb *db, const void *key, size_t key_len)
+/* The newest record in memory; NULL if RocksDB has to be asked. Under the lock. */
+static const struct record *newest(struct metadb *db, uint64_t hash, const void *key,
+                                   size_t key_len)
 {
-    pthread_rwlock_rdlock(&db->lock);
-    struct record *record = overlay_lookup(db->running, key, key_len);
+    const struct record *record = overlay_lookup(db->running, hash, key, key_len);
     if (!record && db->committing)
-        record = overlay_lookup(db->committing, key, key_len);
+        record = overlay_lookup(db->committing, hash, key, key_len);
+    return record;
+}
+
+static const struct record *newest_of_all(struct metadb *db, uint64_t hash, const void *key,
+                                          size_t key_len)
+{
+    const struct record *record = newest(db, hash, key, key_len);
     if (!record && db->durable)
-        record = overlay_lookup(db->durable, key, key_len);
-    if (record)
-        record_ref(record);
-    pthread_rwlock_unlock(&db->lock);
+        record = overlay_lookup(db->durable, hash, key, key_len);
     return record;
 }
 
 int metadb_get(struct metadb *db, const void *key, size_t key_len, struct metadb_value *out)
 {
     *out = (struct metadb_value){0};
-    struct record *record = lookup_in_memory(db, key, key_len);
-    if (!record)
-        return db->rocks ? rocks_get(db->rocks, key, key_len, out) : -ENOENT;
-    int error = 0;
-    if (record_is_tombstone(record)) {
-        error = -ENOENT;
-    } else {
-        out->len = record->value_len;
+    uint64_t hash = overlay_hash(key, key_len);
+    int error = -ENOENT;
+    pthread_rwlock_rdlock(&db->lock);
+    const struct record *record = newest_of_all(db, hash, key, key_len);
+    const uint8_t *value = record ? record_value(record, &out->len) : NULL;
+    if (value) {
+        error = 0;
         out->data = g_malloc(out->len ? out->len : 1);
-        memcpy(out->data, record->value, out->len);
+        memcpy(out->data, value, out->len);
     }
-    record_unref(record);
+    pthread_rwlock_unlock(&db->lock);
+    if (!record && db->rocks)
+        error = rocks_get(db->rocks, key, key_len, out);
     return error;
 }
 
@@ -101,10 +106,73 @@ void metadb_value_free(struct metadb_value *value)
     *value = (struct metadb_value){0};
 }
 
-static void set_running(struct metadb *db, struct record *record)
+/* How many keys are hashed, and their slots prefetched, before the lock is
+ * taken for them. */
+enum { KEYS_AT_ONCE = 256 };
+
+static void answer(struct metadb_query *query, const struct record *record)
 {
+    const uint8_t *value = record_value(record, &query->value_len);
+    query->error = value ? 0 : -ENOENT;
+    if (value)
+        memcpy(query->value, value, MIN(query->value_len, query->value_room));
+}
+
+void metadb_get_many(struct metadb *db, struct metadb_query *queries, size_t n,
+                     enum metadb_scope scope)
+{
+    uint64_t hashes[KEYS_AT_ONCE];
+    bool below = scope == METADB_ALL && db->rocks;
+    size_t unanswered = 0;
+    for (size_t done = 0, part; done < n; done += part) {
+        struct metadb_query *q = queries + done;
+        part = MIN(n - done, (size_t)KEYS_AT_ONCE);
+        for (size_t i = 0; i < part; i++)
+            hashes[i] = overlay_hash(q[i].key, q[i].key_len);
+        pthread_rwlock_rdlock(&db->lock);
+        for (size_t i = 0; i < part; i++) {
+            overlay_prefetch(db->running, hashes[i]);
+            if (db->committing)
+                overlay_prefetch(db->committing, hashes[i]);
+        }
+        for (size_t i = 0; i < part; i++) {
+            const struct record *record = scope == METADB_ALL
+                                              ? newest_of_all(db, hashes[i], q[i].key, q[i].key_len)
+                                              : newest(db, hashes[i], q[i].key, q[i].key_len);
+            q[i].error = below ? -EAGAIN : -ENOENT;
+            if (record)
+                answer(&q[i], record);
+            unanswered += !record;
+        }
+        pthread_rwlock_unlock(&db->lock);
+    }
+    if (below && unanswered)
+        rocks_get_many(db->rocks, queries, n);
+}
+
+void metadb_change_many(struct metadb *db, const struct metadb_change *changes, size_t n)
+{
+    uint64_t hashes[KEYS_AT_ONCE];
+    for (size_t done = 0, part; done < n; done += part) {
+        const struct metadb_change *c = changes + done;
+        part = MIN(n - done, (size_t)KEYS_AT_ONCE);
+        for (size_t i = 0; i < part; i++)
+            hashes[i] = overlay_hash(c[i].key, c[i].key_len);
+        pthread_rwlock_wrlock(&db->lock);
+        for (size_t i = 0; i < part; i++)
+            overlay_prefetch(db->running, hashes[i]);
+        for (size_t i = 0; i < part; i++)
+            overlay_set(db->running, hashes[i], c[i].key, c[i].key_len, c[i].value, c[i].value_len);
+        pthread_rwlock_unlock(&db->lock);
+    }
+}
+
+static void set_running(struct metadb *db, const void *key, size_t key_len, const void *value,
+                        size_t value_len)
+{
+    uint64_t hash = overlay_hash(key, key_len);
     pthread_rwlock_wrlock(&db->lock);
-    overlay_set(db->running, record);
+    overlay_set(db->running, hash, key, key_len, value, value_len);
     pthread_rwlock_unlock(&db->lock);
 }
 
@@ -112,12 +180,12 @@ void metadb_put(struct metadb *db, const void *key, size_t key_len, const void *
                 size_t value_len)
 {
     /* NULL with length 0 is an empty value, not a tombstone. */
-    set_running(db, record_new(key, key_len, value ? value : "", value_len));
+    set_running(db, key, key_len, value ? value : "", value_len);
 }
 
 void metadb_delete(struct metadb *db, const void *key, size_t key_len)
 {
-    set_running(db, record_new(key, key_len, NULL, 0));
+    set_running(db, key, key_len, NULL, 0);
 }
 
 int metadb_flip(struct metadb *db)
@@ -133,16 +201,15 @@ int metadb_flip(struct metadb *db)
     return error;
 }
 
-/* Under the write lock. */
-static void move_to_durable(struct metadb *db)
+/* For each record of COMMITTING, under the write lock. Tombstones stay: an
+ * overlay forgets no key, and this one is for tests. */
+static void move_to_durable(void *context, const struct record *record)
 {
-    for (GTreeNode *node = overlay_first(db->committing); node; node = overlay_next(node)) {
-        struct record *record = overlay_record(node);
-        if (record_is_tombstone(record))
-            overlay_forget(db->durable, record->key, record->key_len);
-        else
-            overlay_set(db->durable, record_ref(record));
-    }
+    struct overlay *durable = context;
+    size_t key_len, value_len;
+    const uint8_t *key = record_key(record, &key_len);
+    const uint8_t *value = record_value(record, &value_len);
+    overlay_set(durable, overlay_hash(key, key_len), key, key_len, value, value_len);
 }
 
 int metadb_commit(struct metadb *db)
@@ -152,17 +219,17 @@ int metadb_commit(struct metadb *db)
         return 0;
     if (db->read_only)
         return -EROFS;
-    if (db->rocks && overlay_first(committing)) {
+    if (db->rocks && overlay_count(committing) > 0) {
         int error = rocks_write(db->rocks, committing);
         if (error)
             return error;
     }
     pthread_rwlock_wrlock(&db->lock);
     if (db->durable)
-        move_to_durable(db);
+        overlay_each_sorted(committing, move_to_durable, db->durable);
     db->committing = NULL;
     pthread_rwlock_unlock(&db->lock);
-    /* Outside the lock: it may be many records. */
+    /* Outside the lock: it may be much memory. */
     overlay_free(committing);
     return 0;
 }
@@ -178,7 +245,7 @@ bool metadb_commit_pending(struct metadb *db)
 uint64_t metadb_running_bytes(struct metadb *db)
 {
     pthread_rwlock_rdlock(&db->lock);
-    uint64_t bytes = db->running->bytes;
+    uint64_t bytes = overlay_bytes(db->running);
     pthread_rwlock_unlock(&db->lock);
     return bytes;
 }

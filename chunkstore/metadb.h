@@ -8,7 +8,7 @@
  *     metadb_put/delete      metadb_flip         metadb_commit
  *   ------------------> RUNNING ------> COMMITTING ------> RocksDB (durable)
  *
- * RUNNING and COMMITTING are two ordered tables in memory ("overlays").
+ * RUNNING and COMMITTING are two tables in memory ("overlays").
  * Reads and iterators see RUNNING over COMMITTING over RocksDB, so a caller
  * always sees the newest value. A process that dies loses both overlays and
  * finds the last commit.
@@ -32,6 +32,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/* Bytes in a key, at most. */
+#define METADB_KEY_MAX 65535
 
 struct metadb;
 struct metadb_iter;
@@ -61,10 +64,40 @@ void metadb_close(struct metadb *db);
 int metadb_get(struct metadb *db, const void *key, size_t key_len, struct metadb_value *out);
 void metadb_value_free(struct metadb_value *value);
 
+/* One of many look-ups: the value is copied to where the caller has room. */
+struct metadb_query {
+    const void *key;
+    size_t key_len;
+    void *value;
+    size_t value_room;
+    size_t value_len; /* out: the value's whole length, also if that is more than value_room */
+    int error;        /* out: as of metadb_get */
+};
+
+enum metadb_scope {
+    METADB_ALL,
+    METADB_UNCOMMITTED, /* RUNNING and COMMITTING only; absent there is -ENOENT */
+};
+
+/* Many look-ups under one lock: cheaper than as many metadb_get. */
+void metadb_get_many(struct metadb *db, struct metadb_query *queries, size_t n,
+                     enum metadb_scope scope);
+
 /* Into the RUNNING overlay. Key and value are copied. Cannot fail. */
 void metadb_put(struct metadb *db, const void *key, size_t key_len, const void *value,
                 size_t value_len);
 void metadb_delete(struct metadb *db, const void *key, size_t key_len);
+
+struct metadb_change {
+    const void *key;
+    size_t key_len;
+    const void *value; /* NULL: delete */
+    size_t value_len;
+};
+
+/* Many puts and deletes under one lock, which makes no reader wait long if
+ * there are some hundred at most. */
+void metadb_change_many(struct metadb *db, const struct metadb_change *changes, size_t n);
 
 /*
  * Iterates keys in [lower, upper) in byte order; upper_len 0: no upper bound.
@@ -96,7 +129,8 @@ int metadb_flip(struct metadb *db);
 int metadb_commit(struct metadb *db);
 bool metadb_commit_pending(struct metadb *db);
 
-/* Bytes of keys and values in the RUNNING overlay. */
+/* Memory that the RUNNING overlay takes, about: keys, values, what finds them,
+ * and values that were replaced by larger ones. 0 if nothing is in it. */
 uint64_t metadb_running_bytes(struct metadb *db);
 /* Bytes that the database takes below (allocated blocks of its files). */
 uint64_t metadb_disk_bytes(struct metadb *db);

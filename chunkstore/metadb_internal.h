@@ -4,7 +4,7 @@
  *
  *   metadb.c          the public calls, the states RUNNING and COMMITTING
  *   metadb_iter.c     iteration over all layers
- *   metadb_overlay.c  records, and ordered tables of them in memory
+ *   metadb_overlay.c  tables of records in memory, ordered when that is asked for
  *   metadb_rocks.c    RocksDB: options, errors, opening, reading
  *   metadb_write.c    RocksDB: writing, and recovery from failed writes
  *   metadb_files.c    the database's directory: size, reserve file, WAL marks
@@ -20,53 +20,69 @@
 
 #include <glib.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <sys/types.h>
 
 /* ---- records and overlays (metadb_overlay.c) ---- */
 
-/*
- * One key with its value or tombstone. Never changed once made, and counted,
- * so an iterator can hold what it has seen without a copy and without a lock.
- */
-struct record {
-    const uint8_t *key;
-    const uint8_t *value; /* NULL: a tombstone; not NULL for an empty value */
-    size_t key_len;
-    size_t value_len;
-    atomic_uint refs;
-    uint8_t bytes[]; /* where key and value point to */
-};
-
-/* `value` NULL makes a tombstone. The caller owns one reference. */
-struct record *record_new(const void *key, size_t key_len, const void *value, size_t value_len);
-struct record *record_ref(struct record *record);
-/* For GLib's sake a void pointer. */
-void record_unref(void *record);
-bool record_is_tombstone(const struct record *record);
-
 /* The byte order of keys that RocksDB's default comparator uses, too. */
 int key_compare(const void *a, size_t a_len, const void *b, size_t b_len);
 
-/* An ordered table of records. Has no lock of its own. */
-struct overlay {
-    GTree *tree; /* struct record -> itself */
-    uint64_t bytes;
-};
+/* A key with its value or tombstone. Belongs to its overlay. */
+struct record;
+
+const uint8_t *record_key(const struct record *record, size_t *len);
+/* NULL: a tombstone; not NULL for an empty value. */
+const uint8_t *record_value(const struct record *record, size_t *len);
+
+/* A table of records. Has no lock of its own. */
+struct overlay;
 
 struct overlay *overlay_new(void);
 void overlay_free(struct overlay *overlay);
-/* Adds or replaces; takes over the caller's reference. */
-void overlay_set(struct overlay *overlay, struct record *record);
-/* Removes the key itself, tombstone or not, if it is there. */
-void overlay_forget(struct overlay *overlay, const void *key, size_t key_len);
-/* Borrowed; NULL if the overlay says nothing about the key. */
-struct record *overlay_lookup(const struct overlay *overlay, const void *key, size_t key_len);
-/* The first record at or after `key`; then step by step. NULL at the end. */
-GTreeNode *overlay_seek(const struct overlay *overlay, const void *key, size_t key_len);
-GTreeNode *overlay_first(const struct overlay *overlay);
-GTreeNode *overlay_next(GTreeNode *node);
-struct record *overlay_record(GTreeNode *node);
+/* Memory that the records take, about. 0 if there are none. */
+uint64_t overlay_bytes(const struct overlay *overlay);
+uint64_t overlay_count(const struct overlay *overlay);
+
+/* What the calls below want to know of a key; computed outside of locks. */
+uint64_t overlay_hash(const void *key, size_t key_len);
+/* Has the processor fetch what the next two will look at first. */
+void overlay_prefetch(const struct overlay *overlay, uint64_t hash);
+/* Adds or replaces; copies. `value` NULL makes a tombstone. */
+void overlay_set(struct overlay *overlay, uint64_t hash, const void *key, size_t key_len,
+                 const void *value, size_t value_len);
+/* NULL if the overlay says nothing about the key. */
+const struct record *overlay_lookup(const struct overlay *overlay, uint64_t hash, const void *key,
+                                    size_t key_len);
+
+/*
+ * Order is made only when somebody asks for it, by the keys' first bytes (their
+ * types). overlay_order brings records of these types in order, at most *budget,
+ * which it lowers; true if none is left. It changes what overlay_seek and
+ * overlay_step read, so it counts as a change for the lock, but nothing that
+ * the other functions read: the commit may run overlay_each_sorted meanwhile.
+ */
+bool overlay_order(struct overlay *overlay, unsigned first_type, unsigned last_type,
+                   uint64_t *budget);
+bool overlay_is_ordered(const struct overlay *overlay, unsigned first_type, unsigned last_type);
+
+/* Walks in order, through types that are in order. */
+struct overlay_cursor {
+    const struct overlay *overlay;
+    GTreeNode *node;
+    unsigned type;
+    unsigned last_type;
+};
+
+/* At the first record at or after `key` whose type is at most last_type. */
+void overlay_seek(struct overlay_cursor *cursor, const struct overlay *overlay, const void *key,
+                  size_t key_len, unsigned last_type);
+/* NULL at the end. */
+const struct record *overlay_at(const struct overlay_cursor *cursor);
+void overlay_step(struct overlay_cursor *cursor);
+
+/* All records, in order, whether or not that was made. */
+typedef void (*overlay_visit)(void *context, const struct record *record);
+void overlay_each_sorted(const struct overlay *overlay, overlay_visit visit, void *context);
 
 /* ---- the database's directory (metadb_files.c) ---- */
 
@@ -103,6 +119,8 @@ int rocks_open(const char *path, const struct metadb_options *options, struct ro
                struct errmsg *err);
 void rocks_close(struct rocks *rocks);
 int rocks_get(struct rocks *rocks, const void *key, size_t key_len, struct metadb_value *out);
+/* Answers the queries whose error is -EAGAIN. */
+void rocks_get_many(struct rocks *rocks, struct metadb_query *queries, size_t n);
 
 /* Called with keys in ascending order; returns false to end the scan. Must not
  * call back into `rocks`. */
@@ -119,9 +137,10 @@ int rocks_compact(struct rocks *rocks);
 
 /*
  * Invariants besides the header's:
- *  4. `lock` guards the overlay pointers and the contents of `running` and
- *     `durable`; no I/O is done under it. `committing` is read without it by
- *     metadb_commit, because only flip and commit replace it (serialised).
+ *  4. `lock` guards the overlay pointers, the contents of `running` and
+ *     `durable`, and the order of all three; no I/O is done under it.
+ *     `committing`, but for its order, is read without it by metadb_commit,
+ *     because only flip and commit replace it (serialised).
  *  5. Exactly one of `rocks` and `durable` is not NULL.
  *  6. A reader looks at the layers from the newest to the oldest. A change
  *     only ever moves down, so one that is on its way is met at least once.

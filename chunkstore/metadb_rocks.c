@@ -292,6 +292,32 @@ int rocks_get(struct rocks *rocks, const void *key, size_t key_len, struct metad
     return error;
 }
 
+static int get_one(struct rocks *rocks, struct metadb_query *query)
+{
+    char *error_text = NULL;
+    rocksdb_pinnableslice_t *slice = rocksdb_get_pinned(rocks->handle, rocks->read_options,
+                                                        query->key, query->key_len, &error_text);
+    const char *data = slice ? rocksdb_pinnableslice_value(slice, &query->value_len) : NULL;
+    int error = rocks_take_error(error_text, rocks->path, "reading a record");
+    if (data)
+        memcpy(query->value, data, MIN(query->value_len, query->value_room));
+    else if (!error)
+        error = -ENOENT;
+    if (slice)
+        rocksdb_pinnableslice_destroy(slice);
+    return error;
+}
+
+void rocks_get_many(struct rocks *rocks, struct metadb_query *queries, size_t n)
+{
+    pthread_rwlock_rdlock(&rocks->lock);
+    int error = rocks->open_error;
+    for (size_t i = 0; i < n; i++)
+        if (queries[i].error == -EAGAIN)
+            queries[i].error = error ? error : get_one(rocks, &queries[i]);
+    pthread_rwlock_unlock(&rocks->lock);
+}
+
 static int scan_locked(struct rocks *rocks, rocksdb_readoptions_t *read_options, const void *lower,
                        size_t lower_len, rocks_visit visit, void *context)
 {

@@ -84,19 +84,16 @@ static void end_rescue(struct rocks *rocks)
     pthread_rwlock_unlock(&rocks->lock);
 }
 
-static rocksdb_writebatch_t *make_batch(const struct overlay *overlay)
+static void add_to_batch(void *context, const struct record *record)
 {
-    rocksdb_writebatch_t *batch = rocksdb_writebatch_create();
-    for (GTreeNode *node = overlay_first(overlay); node; node = overlay_next(node)) {
-        const struct record *record = overlay_record(node);
-        const char *key = (const char *)record->key;
-        if (record_is_tombstone(record))
-            rocksdb_writebatch_delete(batch, key, record->key_len);
-        else
-            rocksdb_writebatch_put(batch, key, record->key_len, (const char *)record->value,
-                                   record->value_len);
-    }
-    return batch;
+    rocksdb_writebatch_t *batch = context;
+    size_t key_len, value_len;
+    const char *key = (const char *)record_key(record, &key_len);
+    const char *value = (const char *)record_value(record, &value_len);
+    if (value)
+        rocksdb_writebatch_put(batch, key, key_len, value, value_len);
+    else
+        rocksdb_writebatch_delete(batch, key, key_len);
 }
 
 /* On failure the handle has been opened again as well as can be. */
@@ -120,7 +117,8 @@ static int try_write(struct rocks *rocks, rocksdb_writebatch_t *batch)
 
 int rocks_write(struct rocks *rocks, const struct overlay *overlay)
 {
-    rocksdb_writebatch_t *batch = make_batch(overlay);
+    rocksdb_writebatch_t *batch = rocksdb_writebatch_create();
+    overlay_each_sorted(overlay, add_to_batch, batch);
     int error = try_write(rocks, batch);
     if (error == -ENOSPC) {
         /* Small commits get through in the room of the reserve, and among
