@@ -23,29 +23,90 @@ static size_t content_key(uint8_t *key, const struct content_hash *hash)
     return key_u64(key, KEY_CONTENT, get_be64(hash->bytes));
 }
 
+/* Keys in one look-up or change of the database. */
+enum { AT_ONCE = 64 };
+
+static int find_part(struct metadb *db, struct content_query *queries, unsigned n,
+                     enum metadb_scope scope)
+{
+    uint8_t keys[AT_ONCE][KEY_MAX], numbers[AT_ONCE][8];
+    struct metadb_query q[AT_ONCE];
+    for (unsigned i = 0; i < n; i++)
+        q[i] = (struct metadb_query){
+            .key = keys[i],
+            .key_len = content_key(keys[i], queries[i].hash),
+            .value = numbers[i],
+            .value_room = sizeof(numbers[i]),
+        };
+    metadb_get_many(db, q, n, scope);
+    for (unsigned i = 0; i < n; i++) {
+        queries[i].found = 0;
+        if (q[i].error && q[i].error != -ENOENT)
+            return q[i].error;
+        if (!q[i].error && q[i].value_len != sizeof(numbers[i]))
+            return -EUCLEAN;
+        if (!q[i].error)
+            queries[i].found = get_be64(numbers[i]);
+    }
+    return 0;
+}
+
+int content_index_find_many(struct metadb *db, struct content_query *queries, unsigned n,
+                            enum metadb_scope scope)
+{
+    int error = 0;
+    for (unsigned i = 0; i < n && !error; i += AT_ONCE)
+        error = find_part(db, queries + i, MIN(n - i, (unsigned)AT_ONCE), scope);
+    return error;
+}
+
+static void add_part(struct metadb *db, const struct content_entry *entries, unsigned n)
+{
+    uint8_t content_keys[AT_ONCE][KEY_MAX], chunk_keys[AT_ONCE][KEY_MAX], numbers[AT_ONCE][8];
+    struct metadb_change changes[2 * AT_ONCE];
+    unsigned count = 0;
+    for (unsigned i = 0; i < n; i++) {
+        const struct content_entry *e = &entries[i];
+        put_be64(numbers[i], e->chunk);
+        if (e->findable)
+            changes[count++] = (struct metadb_change){
+                .key = content_keys[i],
+                .key_len = content_key(content_keys[i], &e->hash),
+                .value = numbers[i],
+                .value_len = sizeof(numbers[i]),
+            };
+        changes[count++] = (struct metadb_change){
+            .key = chunk_keys[i],
+            .key_len = key_u64(chunk_keys[i], KEY_CHUNK_HASH, e->chunk),
+            .value = e->hash.bytes,
+            .value_len = sizeof(e->hash.bytes),
+        };
+    }
+    metadb_change_many(db, changes, count);
+}
+
+void content_index_add_many(struct metadb *db, const struct content_entry *entries, unsigned n)
+{
+    for (unsigned i = 0; i < n; i += AT_ONCE)
+        add_part(db, entries + i, MIN(n - i, (unsigned)AT_ONCE));
+}
+
 int content_index_find(struct metadb *db, const struct content_hash *hash, chunk_t *chunk)
 {
-    uint8_t key[KEY_MAX];
-    struct metadb_value value;
-    int error = metadb_get(db, key, content_key(key, hash), &value);
-    if (error)
-        return error;
-    if (value.len == 8)
-        *chunk = get_be64(value.data);
-    else
-        error = -EUCLEAN;
-    metadb_value_free(&value);
+    struct content_query query = {.hash = hash};
+    int error = find_part(db, &query, 1, METADB_ALL);
+    if (!error && query.found == 0)
+        error = -ENOENT;
+    if (!error)
+        *chunk = query.found;
     return error;
 }
 
 void content_index_add(struct metadb *db, const struct content_hash *hash, chunk_t chunk,
                        bool findable)
 {
-    uint8_t key[KEY_MAX], number[8];
-    put_be64(number, chunk);
-    if (findable)
-        metadb_put(db, key, content_key(key, hash), number, sizeof(number));
-    metadb_put(db, key, key_u64(key, KEY_CHUNK_HASH, chunk), hash->bytes, sizeof(hash->bytes));
+    struct content_entry entry = {.hash = *hash, .chunk = chunk, .findable = findable};
+    add_part(db, &entry, 1);
 }
 
 int content_index_hash_of(struct metadb *db, chunk_t chunk, struct content_hash *out)

@@ -42,6 +42,21 @@ int content_index_find(struct metadb *db, const struct content_hash *hash, chunk
  * this content (the caller saw that there is no living one). */
 void content_index_add(struct metadb *db, const struct content_hash *hash, chunk_t chunk,
                        bool findable);
+
+/* The same for many at once, which is several times cheaper. */
+struct content_query {
+    const struct content_hash *hash;
+    chunk_t found; /* out; 0: there is none */
+};
+/* With METADB_UNCOMMITTED what was added of late is seen, and nothing else. */
+int content_index_find_many(struct metadb *db, struct content_query *queries, unsigned n,
+                            enum metadb_scope scope);
+struct content_entry {
+    struct content_hash hash;
+    chunk_t chunk;
+    bool findable;
+};
+void content_index_add_many(struct metadb *db, const struct content_entry *entries, unsigned n);
 int content_index_hash_of(struct metadb *db, chunk_t chunk, struct content_hash *out);
 
 /* Removes records of dead chunks, about `limit` of them; *more if some are

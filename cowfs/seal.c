@@ -31,18 +31,22 @@
 struct item {
     uint64_t index;
     chunk_t chunk;
-    chunk_t equal; /* same bytes, alive, sealed; 0: none */
+    chunk_t found;     /* what the index has for the hash; 0: nothing */
+    chunk_t equal;     /* same bytes, alive, sealed; 0: none */
     struct item *twin; /* an earlier item of this batch with the same bytes */
     struct content_hash hash;
     bool findable; /* no living chunk in the index has this hash */
-    bool entered;  /* it is in the index now */
+    bool entered;  /* it is in the index, or will be when this transaction ends */
 };
 
 struct batch {
     struct fs *fs;
     struct inode *inode;
     struct item *items;
-    uint8_t *data; /* of all items, so that twins can be compared */
+    struct content_query *queries; /* as many as items, and so are the entries */
+    struct content_entry *entries;
+    unsigned entry_count; /* to be added to the index */
+    uint8_t *data;        /* of all items, so that twins can be compared */
     unsigned count, max;
 };
 
@@ -100,40 +104,42 @@ static void find_twins(struct batch *b)
                         b->data + (size_t)(other - b->items) * b->fs->chunk_bytes,
                         b->fs->chunk_bytes) == 0)
             it->twin = other;
+        else
+            it->findable = false; /* a collision: the first one is found */
     }
     g_hash_table_destroy(first);
 }
 
-/* Step 3 for one chunk. */
-static int find_equal(struct batch *b, struct item *it, const uint8_t *data, uint8_t *work)
+static bool is_alive(struct fs *fs, chunk_t chunk)
+{
+    struct count_info info;
+    return counts_get(fs->chunk_counts, chunk, &info) == 0 && info.count > 0 && info.sealed;
+}
+
+/* Step 3 for one chunk that has something in the index. */
+static int compare_with_found(struct batch *b, struct item *it, const uint8_t *data, uint8_t *work)
 {
     struct fs *fs = b->fs;
     struct count_info info;
-    chunk_t found;
-    int error = content_index_find(fs->db, &it->hash, &found);
-    it->findable = error == -ENOENT;
-    if (error)
-        return error == -ENOENT ? 0 : error;
-    if (found == it->chunk)
+    if (it->found == it->chunk)
         return 0;
-    error = counts_get(fs->chunk_counts, found, &info);
+    int error = counts_get(fs->chunk_counts, it->found, &info);
     if (error)
         return error;
     if (info.count == 0 || !info.sealed) {
         it->findable = true; /* a leftover of a freed chunk: replaced */
         return 0;
     }
-    error = segments_read(fs->segments, found, 0, work, fs->chunk_bytes);
+    error = segments_read(fs->segments, it->found, 0, work, fs->chunk_bytes);
     if (!error && memcmp(work, data, fs->chunk_bytes) == 0)
-        it->equal = found;
+        it->equal = it->found;
     return error;
 }
 
-/* Steps 2 and 3. */
-static int hash_and_compare(struct batch *b)
+/* Step 2. */
+static int read_and_hash(struct batch *b)
 {
     struct fs *fs = b->fs;
-    uint8_t *work = g_malloc(fs->chunk_bytes);
     int error = 0;
     for (unsigned i = 0, n; i < b->count && !error; i += n) {
         uint8_t *data = b->data + (size_t)i * fs->chunk_bytes;
@@ -141,19 +147,55 @@ static int hash_and_compare(struct batch *b)
             if (b->items[i + n].chunk != b->items[i].chunk + n ||
                 (b->items[i + n].chunk ^ b->items[i].chunk) >> 32)
                 break;
-        error = segments_read(fs->segments, b->items[i].chunk, 0, data,
-                              (size_t)n * fs->chunk_bytes);
-        for (unsigned k = 0; k < n && !error; k++) {
-            struct item *it = &b->items[i + k];
-            const uint8_t *d = data + (size_t)k * fs->chunk_bytes;
-            it->hash = fs->hash(d, fs->chunk_bytes, fs->sb.hash_secret);
-            error = find_equal(b, it, d, work);
-        }
+        error =
+            segments_read(fs->segments, b->items[i].chunk, 0, data, (size_t)n * fs->chunk_bytes);
+        for (unsigned k = i; k < i + n && !error; k++)
+            b->items[k].hash = fs->hash(b->data + (size_t)k * fs->chunk_bytes, fs->chunk_bytes,
+                                        fs->sb.hash_secret);
+    }
+    return error;
+}
+
+/* Step 3. */
+static int find_equals(struct batch *b)
+{
+    struct fs *fs = b->fs;
+    for (unsigned i = 0; i < b->count; i++)
+        b->queries[i].hash = &b->items[i].hash;
+    int error = content_index_find_many(fs->db, b->queries, b->count, METADB_ALL);
+    uint8_t *work = g_malloc(fs->chunk_bytes);
+    for (unsigned i = 0; i < b->count && !error; i++) {
+        struct item *it = &b->items[i];
+        it->found = b->queries[i].found;
+        it->findable = it->found == 0;
+        if (it->found)
+            error = compare_with_found(b, it, b->data + (size_t)i * fs->chunk_bytes, work);
     }
     g_free(work);
     if (!error)
         find_twins(b);
     return error;
+}
+
+/* Somebody else may have entered an equal since step 3: his is kept. He did so
+ * a moment ago, so it is enough to look at what is not committed yet; if that
+ * missed one, both would be sealed, and ours the one that is found. */
+static void look_again(struct batch *b)
+{
+    struct fs *fs = b->fs;
+    unsigned n = 0;
+    for (unsigned i = 0; i < b->count; i++)
+        if (b->items[i].findable)
+            b->queries[n++].hash = &b->items[i].hash;
+    if (content_index_find_many(fs->db, b->queries, n, METADB_UNCOMMITTED) != 0)
+        return;
+    n = 0;
+    for (unsigned i = 0; i < b->count; i++) {
+        struct item *it = &b->items[i];
+        chunk_t found = it->findable ? b->queries[n++].found : 0;
+        if (found && found != it->found && is_alive(fs, found))
+            it->findable = false;
+    }
 }
 
 /* Step 4 for one chunk; the leaf is pinned, lock and gate are held. */
@@ -166,14 +208,6 @@ static int share(struct batch *b, struct node *leaf, struct item *it, bool *shar
         return 0; /* written over meanwhile */
     if (it->twin && it->twin->entered)
         it->equal = it->twin->chunk;
-    if (!it->equal && it->findable) {
-        /* Somebody else may have entered an equal since step 3. */
-        chunk_t found;
-        struct count_info info;
-        if (content_index_find(fs->db, &it->hash, &found) == 0 &&
-            counts_get(fs->chunk_counts, found, &info) == 0 && info.count > 0 && info.sealed)
-            it->findable = false;
-    }
     if (it->equal && counts_merge(fs->chunk_counts, it->equal) == 0) {
         if (node_exchange(leaf, at, it->chunk, it->equal)) {
             *shared = true;
@@ -181,7 +215,11 @@ static int share(struct batch *b, struct node *leaf, struct item *it, bool *shar
         }
         return node_unref_chunks(fs->nodes, it->equal, 1);
     }
-    content_index_add(fs->db, &it->hash, it->chunk, it->findable);
+    b->entries[b->entry_count++] = (struct content_entry){
+        .hash = it->hash,
+        .chunk = it->chunk,
+        .findable = it->findable,
+    };
     it->entered = true;
     return 0;
 }
@@ -201,6 +239,8 @@ static int share_all(struct batch *b, uint64_t *shared_count)
     int error = 0;
     pthread_rwlock_rdlock(&b->inode->map_lock);
     txn_enter(fs->txn);
+    look_again(b);
+    b->entry_count = 0;
     struct node *leaf = NULL;
     uint64_t leaf_index = UINT64_MAX;
     for (unsigned i = 0; i < b->count && !error; i++) {
@@ -218,6 +258,7 @@ static int share_all(struct batch *b, uint64_t *shared_count)
         *shared_count += shared;
     }
     node_put(leaf);
+    content_index_add_many(fs->db, b->entries, b->entry_count);
     unmark(b);
     txn_exit(fs->txn);
     pthread_rwlock_unlock(&b->inode->map_lock);
@@ -230,6 +271,8 @@ int seal_file_part(struct fs *fs, struct inode *inode, uint64_t index, uint64_t 
     struct batch b = {.fs = fs, .inode = inode, .max = BATCH_BYTES / fs->chunk_bytes};
     *out = (struct seal_result){.next_index = index};
     b.items = g_new(struct item, b.max);
+    b.queries = g_new(struct content_query, b.max);
+    b.entries = g_new(struct content_entry, b.max);
     b.data = g_malloc(BATCH_BYTES);
     int error = 0;
     uint64_t looked = 0;
@@ -239,7 +282,9 @@ int seal_file_part(struct fs *fs, struct inode *inode, uint64_t index, uint64_t 
         unsigned section = segments_read_enter(fs->segments);
         error = mark(&b, from, min_u64(limit - looked, b.max), &out->next_index);
         if (!error)
-            error = hash_and_compare(&b);
+            error = read_and_hash(&b);
+        if (!error)
+            error = find_equals(&b);
         if (!error) {
             error = share_all(&b, &out->deduplicated_chunks);
         } else {
@@ -253,6 +298,8 @@ int seal_file_part(struct fs *fs, struct inode *inode, uint64_t index, uint64_t 
         txn_throttle(fs->txn);
     }
     g_free(b.items);
+    g_free(b.queries);
+    g_free(b.entries);
     g_free(b.data);
     return error;
 }
