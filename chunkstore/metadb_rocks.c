@@ -41,6 +41,8 @@ static const char options_text[] = "allow_fallocate=false;"
                                    "max_manifest_file_size=1048576;"
                                    "max_total_wal_size=8388608;"
                                    "max_write_buffer_number=2;"
+                                   "memtable_prefix_bloom_size_ratio=0.1;"
+                                   "memtable_whole_key_filtering=true;"
                                    "target_file_size_base=4194304;"
                                    "max_bytes_for_level_base=16777216;"
                                    "level0_file_num_compaction_trigger=4;"
@@ -169,6 +171,8 @@ static int make_options(struct rocks *rocks, const struct metadb_options *wanted
     rocks->read_options = rocksdb_readoptions_create();
     rocks->write_options = rocksdb_writeoptions_create();
     rocksdb_writeoptions_set_sync(rocks->write_options, 1);
+    /* A commit is sorted: where the last key went, the next one goes nearby. */
+    rocksdb_writeoptions_set_memtable_insert_hint_per_batch(rocks->write_options, 1);
     return 0;
 }
 
