@@ -40,7 +40,7 @@ enum {
     INO_GAP = 1 << 20,
 };
 static const uint64_t cache_bytes_default = UINT64_C(64) << 20;
-static const uint64_t dirty_limit_bytes = UINT64_C(64) << 20;
+static const uint64_t dirty_limit_bytes = UINT64_C(32) << 20;
 
 uint64_t fs_chunks_live(struct fs *fs)
 {
