@@ -26,7 +26,8 @@ static inline void setup(void)
 {
     struct metadb_options options = {.create = true, .in_memory = true};
     struct errmsg err = {""};
-    struct txn_config config = {.commit_interval_ms = 5000, .dirty_limit_bytes = 1 << 30};
+    struct txn_config config = {
+        .commit_interval_ms = 3600000, .free_delay_ms = 3600000, .dirty_limit_bytes = 1 << 30};
     char template[] = "/dev/shm/cowfs-test-XXXXXX";
     scratch = g_mkdtemp(template) ? g_strdup(template) : g_dir_make_tmp("cowfs-XXXXXX", NULL);
     ck_assert_ptr_nonnull(scratch);

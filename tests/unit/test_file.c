@@ -379,6 +379,28 @@ START_TEST(a_write_that_fails_leaves_nothing_behind_the_old_end)
 }
 END_TEST
 
+START_TEST(a_commit_that_failed_is_tried_again)
+{
+    write_filled(file, 100, 0, 1);
+    commit();
+    struct inode *clone = clone_as(file, "clone");
+    limit_files(1); /* neither data nor metadata can be written */
+    ck_assert_int_lt(fs_commit(fs), 0);
+    ck_assert_int_lt(fs_commit(fs), 0);
+    ck_assert_int_lt(fs_may_change(fs), 0);
+    limit_files(RLIM_INFINITY);
+    commit();
+    write_filled(clone, 100, 5000, 2);
+    inode_put(clone);
+    reopen();
+    clone = open_file("clone");
+    assert_filled(clone, 100, 0, 1);
+    assert_filled(clone, 100, 5000, 2);
+    assert_filled(file, 100, 0, 1);
+    inode_put(clone);
+}
+END_TEST
+
 /* ---- attributes that follow the content ---- */
 
 static struct timespec set_old(struct inode *inode)
@@ -481,6 +503,7 @@ static Suite *make_suite(void)
     tcase_add_test(tc, limits_and_bad_arguments);
     tcase_add_test(tc, a_store_for_reading_only_refuses_changes);
     tcase_add_test(tc, a_write_that_fails_leaves_nothing_behind_the_old_end);
+    tcase_add_test(tc, a_commit_that_failed_is_tried_again);
     tcase_add_test(tc, changes_set_the_times);
     tcase_add_test(tc, writing_takes_setuid_away);
     suite_add_tcase(suite, tc);
