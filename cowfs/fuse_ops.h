@@ -137,9 +137,14 @@ struct seeker *seeker_new(struct mount *m);
 void seeker_free(struct seeker *s); /* answers what waits; no new requests may come */
 void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, struct fuse_file_info *fi);
 
-/* fuse_ioctl.c */
+/* fuse_token.c: a token for an inode, and back; -ESTALE if it has expired or
+ * never was. */
 struct token_table *token_table_new(void);
 void token_table_free(struct token_table *table);
+int token_give(struct token_table *table, uint64_t ino, uint64_t value[2]);
+int token_find(struct token_table *table, const uint64_t value[2], uint64_t *ino);
+
+/* fuse_ioctl.c */
 void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fuse_file_info *fi,
               unsigned flags, const void *in, size_t in_size, size_t out_size);
 

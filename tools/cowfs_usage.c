@@ -47,10 +47,10 @@ static const char df_help[] =
     "\n"
     "  logical             sum of the sizes of all files\n"
     "  holes               of that, never written or zeros\n"
-    "  mapped              the rest\n"
-    "  saved by cloning    of that, shared because it was cloned\n"
-    "  saved by dedup      shared because equal content was found\n"
-    "  stored              what is left, in the segments\n"
+    "  mapped              what files map, in whole chunks, counted again for each file\n"
+    "  - saved by cloning  of that, shared because it was cloned\n"
+    "  - saved by dedup    shared because equal content was found\n"
+    "  = stored            what is left, in the segments\n"
     "\n"
     "Example:\n"
     "  cowfs df /var/lib/vms\n";
@@ -311,8 +311,8 @@ static void print_df(json_t *o)
 {
     printf("%s (store %s)\n", text(o, "path"), text(o, "store"));
     print_bytes(o, "logical", "logical_bytes");
-    print_bytes(o, "- holes", "hole_bytes");
-    print_bytes(o, "= mapped", "mapped_bytes");
+    print_bytes(o, "holes", "hole_bytes");
+    print_bytes(o, "mapped", "mapped_bytes");
     print_bytes(o, "- saved by cloning", "saved_by_cloning_bytes");
     print_bytes(o, "- saved by dedup", "saved_by_dedup_bytes");
     print_bytes(o, "= stored", "stored_bytes");
