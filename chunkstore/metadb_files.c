@@ -29,7 +29,7 @@
 
 /* Opening takes some 50 KiB, and a typical batch of a few seconds' changes as
  * much again; more would show in an empty store on tmpfs. */
-#define RESERVE_BYTES (256 * 1024)
+#define RESERVE_BYTES INT64_C(262144)
 #define RESERVE_NAME "reserve"
 
 /* Calls visit for each file, with the directory's descriptor. Stops at an error. */

@@ -155,7 +155,7 @@ static int unlink_unknown(struct segments *s, struct errmsg *err)
         if (fd >= 0)
             close(fd);
     }
-    while (!error) {
+    while (dir && !error) {
         errno = 0;
         const struct dirent *entry = readdir(dir);
         uint32_t id;

@@ -79,12 +79,13 @@ void segments_read_exit(struct segments *s, unsigned token)
  * sleep that grows is good enough and costs the readers nothing. */
 static void wait_phase(struct segments *s, unsigned phase)
 {
-    long pause_ns = 20 * 1000;
+    const long pause_max_ns = 1000000;
+    long pause_ns = 20000;
     for (unsigned i = 0; i < SHARDS; i++) {
         while (atomic_load(&s->sections[i].open[phase]) != 0) {
             struct timespec pause = {.tv_nsec = pause_ns};
             nanosleep(&pause, NULL);
-            pause_ns = MIN(pause_ns * 2, 1000 * 1000);
+            pause_ns = MIN(pause_ns * 2, pause_max_ns);
         }
     }
 }
