@@ -96,8 +96,7 @@ static void evict(struct shard *s, size_t bytes_max)
 }
 
 /* The group, loaded if need be. The shard's lock is held. */
-static int shard_get(struct counts *c, struct shard *s, uint64_t group_id,
-                     struct count_group **out)
+static int shard_get(struct counts *c, struct shard *s, uint64_t group_id, struct count_group **out)
 {
     struct count_group *g = g_hash_table_lookup(s->groups, &group_id);
     if (!g) {

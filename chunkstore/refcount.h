@@ -89,8 +89,8 @@ void counts_flip(struct counts *c);
 void counts_durable(struct counts *c);
 
 struct counts_stats {
-    uint64_t live;      /* numbers with an owner (since counts_new: a delta) */
-    uint64_t merges;    /* sum of merges (delta) */
+    uint64_t live;   /* numbers with an owner (since counts_new: a delta) */
+    uint64_t merges; /* sum of merges (delta) */
     uint64_t groups_cached;
     uint64_t bytes_cached;
 };

@@ -250,7 +250,9 @@ int segments_stats(struct segments *s, struct segments_stats *out)
         return -errno;
     out->fs_total_bytes = (uint64_t)fs.f_blocks * fs.f_frsize;
     out->fs_free_bytes = (uint64_t)fs.f_bfree * fs.f_frsize;
-    out->fs_avail_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
+    /* The reserve is not for data. */
+    uint64_t avail = (uint64_t)fs.f_bavail * fs.f_frsize;
+    out->fs_avail_bytes = avail > s->reserve_bytes ? avail - s->reserve_bytes : 0;
     return 0;
 }
 

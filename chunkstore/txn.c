@@ -35,16 +35,16 @@ struct txn {
     atomic_uint_fast64_t flips;  /* flips done (under commit_lock) */
     uint64_t durable_flips;      /* flips whose commit is durable (commit_lock) */
     atomic_int last_error;
-    atomic_int sync_error;       /* sticky: data may be lost below */
+    atomic_int sync_error; /* sticky: data may be lost below */
 
     /* The two threads and what they wait for. */
     pthread_mutex_t lock;
-    pthread_cond_t wake;       /* committer: deadline moved, or stop */
+    pthread_cond_t wake; /* committer: deadline moved, or stop */
     pthread_cond_t wake_reclaim;
-    pthread_cond_t progress;   /* a commit was tried, or reclaim is through */
-    int64_t deadline_ms;       /* when the committer acts; INT64_MAX: idle */
+    pthread_cond_t progress; /* a commit was tried, or reclaim is through */
+    int64_t deadline_ms;     /* when the committer acts; INT64_MAX: idle */
     uint64_t reclaim_wanted, reclaim_done;
-    uint64_t attempts;         /* commits tried, for throttled waiters */
+    uint64_t attempts; /* commits tried, for throttled waiters */
     bool started, stop;
     pthread_t committer, reclaimer;
 };
@@ -148,8 +148,7 @@ void txn_throttle(struct txn *t)
 
 void txn_note_freed(struct txn *t)
 {
-    if (!atomic_load_explicit(&t->freed, memory_order_relaxed) &&
-        !atomic_exchange(&t->freed, true))
+    if (!atomic_load_explicit(&t->freed, memory_order_relaxed) && !atomic_exchange(&t->freed, true))
         txn_kick(t, t->config.free_delay_ms);
 }
 

@@ -55,9 +55,8 @@ int map_lookup(struct node_cache *cache, const struct map *map, uint64_t index, 
             error = node_get(cache, id, level, &n);
         if (error)
             return error;
-        uint64_t entry =
-            node_run(n, at, level == 1 ? (unsigned)min_u64(limit, NODE_ENTRIES) : NODE_ENTRIES,
-                     &alike);
+        uint64_t entry = node_run(
+            n, at, level == 1 ? (unsigned)min_u64(limit, NODE_ENTRIES) : NODE_ENTRIES, &alike);
         node_put(n);
         if (level == 1)
             return leaf_extent(cache, entry, alike, want_exclusive, path_exclusive, out);

@@ -28,11 +28,11 @@ static inline uint64_t map_capacity(unsigned levels)
 }
 
 struct extent {
-    uint64_t index;  /* first chunk index in the file */
-    uint64_t count;  /* chunks */
-    chunk_t chunk;   /* first chunk number (without flags), 0: hole */
-    bool reserved;   /* ENTRY_RESERVED */
-    bool exclusive;  /* may be overwritten in place (only if asked for) */
+    uint64_t index; /* first chunk index in the file */
+    uint64_t count; /* chunks */
+    chunk_t chunk;  /* first chunk number (without flags), 0: hole */
+    bool reserved;  /* ENTRY_RESERVED */
+    bool exclusive; /* may be overwritten in place (only if asked for) */
 };
 
 /* The extent at `index`, at most `limit` chunks. want_exclusive: fill
@@ -67,8 +67,8 @@ int map_fill_slots(struct node_cache *cache, struct map *map, uint64_t index, ui
 /* Makes [dst_index, +n) of dst share what [src_index, +n) of src maps, by
  * whole subtrees where alignment allows, by entries elsewhere. src and dst
  * may have the same root (dst holds its own reference). */
-int map_share(struct node_cache *cache, const struct map *src, uint64_t src_index,
-              struct map *dst, uint64_t dst_index, uint64_t n);
+int map_share(struct node_cache *cache, const struct map *src, uint64_t src_index, struct map *dst,
+              uint64_t dst_index, uint64_t n);
 
 /* A second map with the same content: O(1). */
 int map_clone(struct node_cache *cache, const struct map *src, struct map *dst);

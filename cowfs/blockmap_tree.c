@@ -99,8 +99,8 @@ static unsigned shareable_level(const struct map *src, uint64_t src_index, uint6
     return level;
 }
 
-int map_share(struct node_cache *cache, const struct map *src, uint64_t src_index,
-              struct map *dst, uint64_t dst_index, uint64_t n)
+int map_share(struct node_cache *cache, const struct map *src, uint64_t src_index, struct map *dst,
+              uint64_t dst_index, uint64_t n)
 {
     while (n > 0) {
         unsigned level = shareable_level(src, src_index, dst_index, n);

@@ -69,10 +69,10 @@ int diff_files(struct fs *fs, uint64_t a, uint64_t b, struct cowfs_ioc_diff *io)
     if (!error)
         error = hold(fs, b, &y);
     if (!error)
-        error = map_diff(fs->nodes, &x->attr.map, &y->attr.map, io->offset / fs->chunk_bytes,
-                         div_round_up_u64(max_u64(x->attr.size_bytes, y->attr.size_bytes),
-                                          fs->chunk_bytes),
-                         add_range, &fill);
+        error = map_diff(
+            fs->nodes, &x->attr.map, &y->attr.map, io->offset / fs->chunk_bytes,
+            div_round_up_u64(max_u64(x->attr.size_bytes, y->attr.size_bytes), fs->chunk_bytes),
+            add_range, &fill);
     release(fs, x);
     release(fs, y);
     return error == DIFF_FULL ? 0 : error;

@@ -4,6 +4,7 @@
  */
 #include "cowfs/file.h"
 #include "cowfs/file_internal.h"
+#include "cowfs/names.h"
 #include "cowfs/sealer.h"
 
 #include <errno.h>
@@ -61,8 +62,8 @@ int file_seek(struct inode *inode, uint64_t offset_bytes, int whence, uint64_t *
     if (offset_bytes >= size) {
         error = -ENXIO;
     } else {
-        error = map_seek(fs->nodes, &inode->attr.map, index, div_round_up_u64(size, fs->chunk_bytes),
-                         whence == SEEK_DATA, &found);
+        error = map_seek(fs->nodes, &inode->attr.map, index,
+                         div_round_up_u64(size, fs->chunk_bytes), whence == SEEK_DATA, &found);
         if (!error)
             *out = min_u64(max_u64(found * fs->chunk_bytes, offset_bytes), size);
     }
@@ -94,7 +95,9 @@ void content_changed(struct inode *inode, uint64_t size_bytes, unsigned flags)
         if (a->mode & S_IXGRP)
             a->mode &= ~(uint32_t)S_ISGID;
     }
-    if (a->has_capability) {
+    /* For a write through its cache the kernel did so at write(2); one set since
+     * then must not go when the pages are flushed. */
+    if (a->has_capability && !(flags & CHANGED_KEEP_TIMES)) {
         a->has_capability = false;
         drop_capability = true;
     }
@@ -102,14 +105,8 @@ void content_changed(struct inode *inode, uint64_t size_bytes, unsigned flags)
     inode_mark_dirty(inode);
     if (!(flags & CHANGED_NO_SEAL))
         sealer_note_write(fs, inode);
-    if (drop_capability) {
-        /* As the kernel does for local file systems (security/commoncap.c). */
-        static const char name[] = "security.capability";
-        uint8_t key[KEY_MAX];
-        size_t len = key_u64(key, KEY_XATTR, inode->ino);
-        memcpy(key + len, name, sizeof(name) - 1);
-        metadb_delete(fs->db, key, len + sizeof(name) - 1);
-    }
+    if (drop_capability) /* as local file systems do (security/commoncap.c) */
+        xattr_drop_capability(inode);
     txn_exit(fs->txn);
 }
 

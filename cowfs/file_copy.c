@@ -158,8 +158,8 @@ static ssize_t copy_locked(struct copy *c, uint64_t src, uint64_t dst, uint64_t 
     uint64_t whole_end = round_down_u64(end, chunk_bytes);
     /* The last chunk of the source can be shared whole where the destination
      * ends there, too. */
-    bool tail_shared = end % chunk_bytes && src + bytes == c->src_size && end >= dst_size &&
-                       whole_end >= head_end;
+    bool tail_shared =
+        end % chunk_bytes && src + bytes == c->src_size && end >= dst_size && whole_end >= head_end;
     c->dst_end = end;
     if (tail_shared)
         whole_end += chunk_bytes;
@@ -217,8 +217,8 @@ ssize_t file_copy_range(struct inode *src, uint64_t src_offset, struct inode *ds
     uint64_t src_size = src->attr.size_bytes;
     bytes = src_offset < src_size ? min_u64(bytes, src_size - src_offset) : 0;
     bytes = min_u64(bytes, FILE_SIZE_MAX - dst_offset);
-    bool whole = src_offset == 0 && dst_offset == 0 && bytes == src_size &&
-                 dst->attr.size_bytes <= bytes;
+    bool whole =
+        src_offset == 0 && dst_offset == 0 && bytes == src_size && dst->attr.size_bytes <= bytes;
     if (bytes > 0 && src == dst && src_offset < dst_offset + bytes &&
         dst_offset < src_offset + bytes) {
         result = -EINVAL;

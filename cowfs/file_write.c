@@ -40,7 +40,8 @@ static struct edge edge_of(const struct job *j, uint64_t index)
 {
     uint64_t start = index * j->fs->chunk_bytes;
     uint64_t from = max_u64(start, j->offset), to = min_u64(start + j->fs->chunk_bytes, j->end);
-    return (struct edge){.from = from - start, .to = to - start, .data = j->data + (from - j->offset)};
+    return (struct edge){
+        .from = from - start, .to = to - start, .data = j->data + (from - j->offset)};
 }
 
 static bool is_whole(const struct job *j, const struct edge *e)
@@ -129,7 +130,8 @@ static int put_zero(struct job *j, uint64_t index, uint64_t count)
     struct fs *fs = j->fs;
     for (uint64_t done = 0; done < count;) {
         struct extent e;
-        int error = map_lookup(fs->nodes, &j->inode->attr.map, index + done, count - done, true, &e);
+        int error =
+            map_lookup(fs->nodes, &j->inode->attr.map, index + done, count - done, true, &e);
         if (error)
             return error;
         if (e.chunk && e.reserved && e.exclusive)
@@ -158,8 +160,8 @@ static int put_shared(struct job *j, const struct extent *e, const uint8_t *data
             k = i + 1;
             if (memcmp(old + i * chunk_bytes, new_data, chunk_bytes) == 0)
                 continue;
-            while (k < n && memcmp(old + k * chunk_bytes, data + (done + k) * chunk_bytes,
-                                   chunk_bytes) != 0)
+            while (k < n &&
+                   memcmp(old + k * chunk_bytes, data + (done + k) * chunk_bytes, chunk_bytes) != 0)
                 k++;
             error = put_new(j, e->index + done + i, k - i, new_data, false);
         }
@@ -305,8 +307,8 @@ ssize_t file_write(struct inode *inode, const void *buffer, size_t bytes, uint64
     int error = fs_may_change(inode->fs);
     if (error || bytes == 0)
         return error;
-    unsigned changed = (flags.from_cache ? CHANGED_KEEP_TIMES : 0) |
-                       (flags.kill_suid ? CHANGED_KILL_SUID : 0);
+    unsigned changed =
+        (flags.from_cache ? CHANGED_KEEP_TIMES : 0) | (flags.kill_suid ? CHANGED_KILL_SUID : 0);
     bool done = false;
     pthread_rwlock_rdlock(&inode->map_lock);
     error = write_in_place(inode, buffer, bytes, offset_bytes, &done);

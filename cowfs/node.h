@@ -51,8 +51,7 @@ struct node_env {
 };
 
 /* next_id: the first id never used. cache_bytes bounds unchanged nodes. */
-struct node_cache *node_cache_new(const struct node_env *env, uint64_t next_id,
-                                  size_t cache_bytes);
+struct node_cache *node_cache_new(const struct node_env *env, uint64_t next_id, size_t cache_bytes);
 void node_cache_free(struct node_cache *cache);
 /* For the transaction: writes changed nodes to the metadb (exclusive gate). */
 void node_cache_flip(struct node_cache *cache);

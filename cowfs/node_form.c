@@ -27,8 +27,7 @@ void node_init_affine(struct node *n)
 size_t node_bytes(const struct node *n)
 {
     return sizeof(*n) + 48 /* its place in the hash table */ +
-           (n->entries ? NODE_ENTRIES * sizeof(uint64_t) : 0) +
-           (n->fill ? sizeof(*n->fill) : 0);
+           (n->entries ? NODE_ENTRIES * sizeof(uint64_t) : 0) + (n->fill ? sizeof(*n->fill) : 0);
 }
 
 uint64_t node_run_unlocked(const struct node *n, unsigned index, unsigned limit, unsigned *alike)
