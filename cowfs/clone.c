@@ -34,11 +34,11 @@ struct plan_item {
 struct plan {
     struct fs *fs;
     const struct caller *caller;
-    GArray *items;       /* struct plan_item, parents before children */
-    GPtrArray *locked;   /* inodes whose map_lock we hold */
-    GHashTable *by_ino;  /* ino of a file with several names -> index + 1 */
+    GArray *items;      /* struct plan_item, parents before children */
+    GPtrArray *locked;  /* inodes whose map_lock we hold */
+    GHashTable *by_ino; /* ino of a file with several names -> index + 1 */
     struct cowfs_ioc_clone *io;
-    unsigned walking;    /* item whose directory is being read */
+    unsigned walking; /* item whose directory is being read */
     int error;
 };
 

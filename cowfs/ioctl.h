@@ -51,7 +51,7 @@ struct cowfs_ioc_stat {
     uint64_t shared_bytes;  /* several owners */
     uint64_t sealed_bytes;  /* content address known; any number of owners */
     uint64_t reserved_bytes;
-    uint64_t extents;       /* runs of neighbouring chunks */
+    uint64_t extents; /* runs of neighbouring chunks */
     uint64_t levels, ino;
 };
 
@@ -71,15 +71,15 @@ struct cowfs_ioc_df {
     uint32_t version;
     uint32_t chunk_bytes;
     uint64_t files, inodes;
-    uint64_t logical;         /* sum of sizes of regular files */
-    uint64_t mapped;          /* sum of what they map */
-    uint64_t holes;           /* logical - mapped */
-    uint64_t stored;          /* live chunks */
-    uint64_t saved_by_dedup;  /* owners that came by deduplication */
-    uint64_t saved_by_cloning; /* mapped - stored - saved_by_dedup */
-    uint64_t metadata;        /* the database's files */
+    uint64_t logical;            /* sum of sizes of regular files */
+    uint64_t mapped;             /* sum of what they map */
+    uint64_t holes;              /* logical - mapped */
+    uint64_t stored;             /* live chunks */
+    uint64_t saved_by_dedup;     /* owners that came by deduplication */
+    uint64_t saved_by_cloning;   /* mapped - stored - saved_by_dedup */
+    uint64_t metadata;           /* the database's files */
     uint64_t segments_allocated; /* blocks of the segment files */
-    uint64_t pending_free;    /* freed, not yet given back */
+    uint64_t pending_free;       /* freed, not yet given back */
     uint64_t fs_total, fs_free;
     uint64_t sealed;
     char uuid[16];
@@ -101,10 +101,10 @@ struct cowfs_ioc_seal {
 #define COWFS_DIFF_RANGES 256
 struct cowfs_ioc_diff {
     uint32_t version;
-    uint32_t count;     /* out: ranges filled */
-    uint64_t token[2];  /* of file B */
-    uint64_t offset;    /* from here */
-    uint64_t next;      /* out: where to go on, 0 at the end */
+    uint32_t count;    /* out: ranges filled */
+    uint64_t token[2]; /* of file B */
+    uint64_t offset;   /* from here */
+    uint64_t next;     /* out: where to go on, 0 at the end */
     struct {
         uint64_t offset, length;
     } range[COWFS_DIFF_RANGES];

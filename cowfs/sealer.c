@@ -156,8 +156,8 @@ static void round_of_files(struct sealer *s)
             continue; /* deleted; the reaper drops the record */
         bool again = false;
         if (inode_nlink(inode) > 0 && S_ISREG(inode_mode(inode))) {
-            bool rested = now_ms() - atomic_load(&inode->written_ms) >=
-                          (int64_t)s->fs->config.seal_delay_ms;
+            bool rested =
+                now_ms() - atomic_load(&inode->written_ms) >= (int64_t)s->fs->config.seal_delay_ms;
             again = !rested || !seal_file(s, inode);
             if (again) {
                 atomic_store(&inode->unsealed, true);

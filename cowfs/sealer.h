@@ -25,7 +25,7 @@ void sealer_stop(struct sealer *sealer); /* NULL is allowed */
 void sealer_note_write(struct fs *fs, struct inode *inode);
 
 struct seal_result {
-    uint64_t next_index;          /* chunk index to go on at; UINT64_MAX: the end */
+    uint64_t next_index; /* chunk index to go on at; UINT64_MAX: the end */
     uint64_t hashed_chunks;
     uint64_t deduplicated_chunks; /* of those: found their equal */
 };

@@ -240,8 +240,8 @@ static void copy_one(void *arg, const char *name, size_t name_len, const uint8_t
         return; /* fsck's matter */
     if (copy->user_only && !begins_with(name, name_len, XATTR_USER_PREFIX))
         return;
-    copy->capability |= name_len == strlen(capability_name) &&
-                        memcmp(name, capability_name, name_len) == 0;
+    copy->capability |=
+        name_len == strlen(capability_name) && memcmp(name, capability_name, name_len) == 0;
     memcpy(key + prefix, name, name_len);
     metadb_put(copy->fs->db, key, prefix + name_len, value, len);
     copy->count++;
