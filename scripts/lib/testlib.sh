@@ -97,6 +97,8 @@ mount_up() {
     done
     # Waits for the first answer.
     stat -f "$mnt" >/dev/null
+    # The number of the connection, for clean_up.
+    mountpoint -d "$mnt" | sed 's/.*://' >>"$WORK.connections"
     daemons[$mnt]=$pid
 }
 
@@ -136,9 +138,11 @@ kill_daemon() {
     wait "$pid" 2>/dev/null || true
     unset "daemons[$mnt]"
 }
-# Gone, or a zombie that waits to be asked for.
+# Gone, or a zombie that waits to be asked for, with no thread left that hangs in the kernel.
 process_gone() {
-    [ ! -e "/proc/$1" ] || grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2>/dev/null
+    local tasks=("/proc/$1/task"/*)
+    [ ! -e "/proc/$1" ] || { [ "${#tasks[@]}" -le 1 ] &&
+        grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2>/dev/null; }
 }
 crash() {
     kill_daemon "$@"
@@ -213,6 +217,18 @@ mounts_below() {
     awk -v top="$1" '$5 == top || index($5, top "/") == 1 { print $5 }' /proc/self/mountinfo | tac
 }
 
+# What hangs in a mount, even a daemon that was killed in a call of its own, gets an error.
+abort_connections() {
+    local work=$1 id
+    [ -s "$work.connections" ] || return 0
+    mkdir "$work.fusectl" && mount -t fusectl none "$work.fusectl" || return 0
+    while read -r id; do
+        [ ! -e "$work.fusectl/$id/abort" ] || echo 1 >"$work.fusectl/$id/abort"
+    done <"$work.connections"
+    umount "$work.fusectl"
+    rmdir "$work.fusectl"
+}
+
 # Whatever a test has left: processes whose arguments name its directory, and mounts in it.
 clean_up() {
     local where work=$1 pid args
@@ -224,11 +240,14 @@ clean_up() {
             kill -KILL "$pid" 2>/dev/null
         fi
     done
+    # Only where something is left: the numbers of others' connections may be ours again by now.
+    if [ "$2" != 0 ]; then abort_connections "$work"; fi
     while IFS= read -r where; do
         umount "$where" 2>/dev/null || umount -l "$where" 2>/dev/null
     done < <(mounts_below "$work")
     # Never descend into something that is still mounted.
-    rm -rf --one-file-system -- "$work" "$work.daemon.log" "$work.skip" "$work.log"
+    rm -rf --one-file-system -- "$work" "$work.daemon.log" "$work.skip" "$work.log" \
+        "$work.connections"
 }
 
 run_one() {
@@ -261,7 +280,7 @@ run_one() {
             [ ! -s "$work.daemon.log" ] || tail -n 60 "$work.daemon.log" | sed 's/^/    daemon: /'
             ;;
     esac
-    clean_up "$work"
+    clean_up "$work" "$status"
     current_work=''
     [ "$status" = 0 ] || [ "$status" = 77 ]
 }
@@ -321,7 +340,7 @@ run_tests() {
                 exec unshare --mount --pid --fork --kill-child --mount-proc bash "$file" "$@"
         fi
     fi
-    trap '[ -z "$current_work" ] || clean_up "$current_work"; exit 130' INT TERM HUP
+    trap '[ -z "$current_work" ] || clean_up "$current_work" 1; exit 130' INT TERM HUP
     if [ $# = 0 ]; then
         mapfile -t < <(tests_in_order)
         set -- "${MAPFILE[@]}"

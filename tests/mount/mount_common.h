@@ -37,10 +37,10 @@ check_failed(const char *file, int line, const char *format, ...)
 }
 
 /* CHECK(condition, "format", ...) */
-#define CHECK(condition, ...)                                                                      \
-    do {                                                                                           \
-        if (!(condition))                                                                          \
-            check_failed(__FILE__, __LINE__, __VA_ARGS__);                                         \
+#define CHECK(condition, ...)                              \
+    do {                                                   \
+        if (!(condition))                                  \
+            check_failed(__FILE__, __LINE__, __VA_ARGS__); \
     } while (0)
 
 static inline int64_t check_call(int64_t result, const char *call, const char *file, int line)
@@ -54,20 +54,20 @@ static inline int64_t check_call(int64_t result, const char *call, const char *f
 #define SYS_INT(call) ((int)SYS(call))
 
 /* The call must fail with that errno. */
-#define FAILS(call, wanted)                                                                        \
-    do {                                                                                           \
-        errno = 0;                                                                                 \
-        int64_t result_ = (int64_t)(call);                                                         \
-        int error_ = errno;                                                                        \
-        CHECK(result_ < 0, "%s succeeded; %s expected", #call, strerror(wanted));                  \
-        CHECK(error_ == (wanted), "%s: %s; %s expected", #call, strerror(error_),                  \
-              strerror(wanted));                                                                   \
+#define FAILS(call, wanted)                                                       \
+    do {                                                                          \
+        errno = 0;                                                                \
+        int64_t result_ = (int64_t)(call);                                        \
+        int error_ = errno;                                                       \
+        CHECK(result_ < 0, "%s succeeded; %s expected", #call, strerror(wanted)); \
+        CHECK(error_ == (wanted), "%s: %s; %s expected", #call, strerror(error_), \
+              strerror(wanted));                                                  \
     } while (0)
 
-#define EQUAL(a, b)                                                                                \
-    do {                                                                                           \
-        int64_t a_ = (int64_t)(a), b_ = (int64_t)(b);                                              \
-        CHECK(a_ == b_, "%s is %" PRId64 ", not %" PRId64 " (%s)", #a, a_, b_, #b);                \
+#define EQUAL(a, b)                                                                 \
+    do {                                                                            \
+        int64_t a_ = (int64_t)(a), b_ = (int64_t)(b);                               \
+        CHECK(a_ == b_, "%s is %" PRId64 ", not %" PRId64 " (%s)", #a, a_, b_, #b); \
     } while (0)
 
 /* splitmix64: any seed is good, also 0. */

@@ -22,8 +22,8 @@
 enum { FILES = 10, WINDOW = 5 << 20, THREADS_MAX = 16, LOG = 40, IO_MAX = 700000 };
 
 /* 3 MiB before a boundary, so that the window reaches over it. */
-static const uint64_t bases[] = {
-    0, 0, 0, (1ULL << 30) - (3 << 20), (512ULL << 30) - (3 << 20), 2 << 20};
+static const uint64_t bases[] = {0,      0, 0, (1ULL << 30) - (3 << 20), (512ULL << 30) - (3 << 20),
+                                 2 << 20};
 
 struct file {
     pthread_mutex_t lock;
@@ -96,8 +96,8 @@ static void check_read(struct file *f, int fd, const char *how, size_t at, size_
     uint8_t *buffer = io_buffer();
     ssize_t got = SYS(pread(fd, buffer, bytes, (off_t)(f->base + at)));
     size_t wanted = at >= f->size ? 0 : bytes < f->size - at ? bytes : f->size - at;
-    CHECK((size_t)got == wanted, "%s: pread of %zu bytes at window + %zu gave %zd, not %zu", f->name,
-          bytes, at, got, wanted);
+    CHECK((size_t)got == wanted, "%s: pread of %zu bytes at window + %zu gave %zd, not %zu",
+          f->name, bytes, at, got, wanted);
     compare(f, how, at, buffer, wanted);
 }
 
@@ -251,8 +251,8 @@ static void op_map(struct file *f, uint64_t *rng)
     size_t at = pick_place(f, rng) % f->size, length = pick_length(at, rng);
     length = length < f->size - at ? length : f->size - at;
     size_t page = at & ~(size_t)4095, span = at + length - page;
-    uint8_t *map = mmap(NULL, span, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd,
-                        (off_t)(f->base + page));
+    uint8_t *map =
+        mmap(NULL, span, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd, (off_t)(f->base + page));
     CHECK(map != MAP_FAILED, "mmap: %s", strerror(errno));
     note(f, "mapped write %zx +%zx", at, length);
     if (rng_below(rng, 2))
@@ -553,9 +553,9 @@ static const char usage[] =
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"seed", required_argument, NULL, 's'}, {"ops", required_argument, NULL, 'n'},
+        {"seed", required_argument, NULL, 's'},    {"ops", required_argument, NULL, 'n'},
         {"threads", required_argument, NULL, 't'}, {"save", required_argument, NULL, 'S'},
-        {"check", required_argument, NULL, 'C'}, {0},
+        {"check", required_argument, NULL, 'C'},   {0},
     };
     static struct worker workers[THREADS_MAX];
     const char *save_to = NULL, *check_in = NULL;

@@ -88,8 +88,9 @@ static void check_prefix(const struct writer *w, const int *clones, uint64_t don
         if (numbers[place] > newest)
             newest = numbers[place];
     }
-    CHECK(newest >= done, "round %u: write %" PRIu64 " was done before the clone, which has only %"
-          PRIu64, round, done, newest);
+    CHECK(newest >= done,
+          "round %u: write %" PRIu64 " was done before the clone, which has only %" PRIu64, round,
+          done, newest);
     CHECK(newest <= begun, "round %u: write %" PRIu64 " began after the clone, which has %" PRIu64,
           round, begun, newest);
     /* The newest write up to `newest` of each place. */

@@ -11,6 +11,8 @@
  *   mount_tool scattered FILE COUNT SEED       4 KiB writes at random places
  *   mount_tool orphan FILE BYTES        makes it that long, with data, deletes it, prints
  *                                       "ready", holds it open until stdin ends
+ *   mount_tool seeks FILE               writes to the cache and asks SEEK_DATA at once, without end;
+ *                                       status 0 when that gives an error
  *   mount_tool clone SRC DIR NAME       the clone ioctl alone; status: errno
  *   mount_tool ioctl FILE               what a fuzzer would try; prints "good"
  */
@@ -120,6 +122,20 @@ static int run_orphan(char **argv)
     return 0;
 }
 
+static int run_seeks(char **argv)
+{
+    enum { BYTES = 8 << 20 };
+    int fd = open_file(argv[0], O_RDWR | O_CREAT);
+    uint64_t rng = 1;
+    char *data = check_alloc(BYTES);
+    fill_random(data, BYTES, &rng);
+    while (ftruncate(fd, 0) == 0 && ftruncate(fd, 8L * BYTES) == 0 &&
+           pwrite(fd, data, BYTES, BYTES) > 0 && lseek(fd, 0, SEEK_DATA) == BYTES)
+        ;
+    free(data);
+    return 0;
+}
+
 static int run_clone(char **argv)
 {
     return -clone_to(open_file(argv[0], O_RDONLY), open_file(argv[1], O_RDONLY | O_DIRECTORY),
@@ -134,9 +150,9 @@ static int run_ioctl(char **argv)
     CHECK(slash, "a path with a directory is needed");
     *slash = '\0';
     int dir = open_file(argv[0], O_RDONLY | O_DIRECTORY);
-    static const unsigned long commands[] = {
-        COWFS_IOC_TOKEN, COWFS_IOC_CLONE, COWFS_IOC_STAT,   COWFS_IOC_DU,  COWFS_IOC_DF,
-        COWFS_IOC_SEAL,  COWFS_IOC_DIFF,  COWFS_IOC_COMMIT, COWFS_IOC_INFO};
+    static const unsigned long commands[] = {COWFS_IOC_TOKEN, COWFS_IOC_CLONE,  COWFS_IOC_STAT,
+                                             COWFS_IOC_DU,    COWFS_IOC_DF,     COWFS_IOC_SEAL,
+                                             COWFS_IOC_DIFF,  COWFS_IOC_COMMIT, COWFS_IOC_INFO};
     /* More than the largest struct. */
     static uint8_t space[1 << 14];
     for (unsigned i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
@@ -193,10 +209,11 @@ int main(int argc, char **argv)
         int arguments;
         int (*run)(char **argv);
     } commands[] = {
-        {"dirty", 3, run_dirty},           {"map", 1, run_map},
-        {"direct", 2, run_direct},         {"direct_read", 3, run_direct_read},
-        {"scattered", 3, run_scattered},   {"orphan", 2, run_orphan},
-        {"clone", 3, run_clone},           {"ioctl", 1, run_ioctl},
+        {"dirty", 3, run_dirty},         {"map", 1, run_map},
+        {"direct", 2, run_direct},       {"direct_read", 3, run_direct_read},
+        {"scattered", 3, run_scattered}, {"orphan", 2, run_orphan},
+        {"seeks", 1, run_seeks},         {"clone", 3, run_clone},
+        {"ioctl", 1, run_ioctl},
     };
     for (unsigned i = 0; argc > 1 && i < sizeof(commands) / sizeof(commands[0]); i++)
         if (strcmp(argv[1], commands[i].name) == 0 && argc == commands[i].arguments + 2)

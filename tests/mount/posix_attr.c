@@ -253,7 +253,8 @@ static void test_statfs(int dir)
     SYS(fsync(fd));
     SYS(fstatvfs(dir, &after));
     uint64_t taken = (before.f_bavail - after.f_bavail) * after.f_frsize;
-    CHECK(before.f_bavail > after.f_bavail && taken >= BYTES * 9 / 10 && taken < 2 * (uint64_t)BYTES,
+    CHECK(before.f_bavail > after.f_bavail && taken >= BYTES * 9 / 10 &&
+              taken < 2 * (uint64_t)BYTES,
           "writing %d bytes took %" PRIu64, BYTES, taken);
     free(data);
     close(fd);

@@ -81,9 +81,9 @@ static void test_fallocate(int dir)
 
     static const struct {
         size_t offset, length;
-    } ranges[] = {{0, 4096},      {8192, 4096},        {20000, 1},          {30000, 30000},
-                  {4096 * 20, 4}, {MIB - 1, 2},        {MIB + 1, 2 * 4096}, {BYTES - 1, 4096},
-                  {MIB + 65536, 65536}};
+    } ranges[] = {{0, 4096},           {8192, 4096},      {20000, 1},
+                  {30000, 30000},      {4096 * 20, 4},    {MIB - 1, 2},
+                  {MIB + 1, 2 * 4096}, {BYTES - 1, 4096}, {MIB + 65536, 65536}};
     for (unsigned i = 0; i < sizeof(ranges) / sizeof(ranges[0]); i++) {
         int mode = i % 2 ? FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE : FALLOC_FL_ZERO_RANGE;
         SYS(fallocate(fd, mode, (off_t)ranges[i].offset, (off_t)ranges[i].length));
@@ -456,10 +456,17 @@ static void test_copy_range(int dir)
     static const struct {
         int64_t in, out;
         size_t bytes;
-    } ranges[] = {{0, 0, 4096},           {4096, 8192, 65536},   {0, 4096, BYTES},
-                  {1, 2, 3},              {4095, 4097, 70000},   {123, 123, 2 * MIB},
-                  {MIB, 2 * MIB, MIB},    {BYTES - 1, 5, 1},     {2 * MIB, 4 * MIB, BYTES - 2 * MIB},
-                  {5000, 4 * MIB - 1, 2}, {65536, 131072, 65536}};
+    } ranges[] = {{0, 0, 4096},
+                  {4096, 8192, 65536},
+                  {0, 4096, BYTES},
+                  {1, 2, 3},
+                  {4095, 4097, 70000},
+                  {123, 123, 2 * MIB},
+                  {MIB, 2 * MIB, MIB},
+                  {BYTES - 1, 5, 1},
+                  {2 * MIB, 4 * MIB, BYTES - 2 * MIB},
+                  {5000, 4 * MIB - 1, 2},
+                  {65536, 131072, 65536}};
     for (unsigned i = 0; i < sizeof(ranges) / sizeof(ranges[0]); i++) {
         off_t in = ranges[i].in, out = ranges[i].out;
         /* From the cache of the source, or not. */
@@ -524,16 +531,11 @@ static void test_sendfile(int dir)
 }
 
 static const struct mount_case cases[] = {
-    {"truncate", test_truncate},
-    {"fallocate", test_fallocate},
-    {"seek", test_seek},
-    {"sync", test_sync},
-    {"direct", test_direct},
-    {"append", test_append},
-    {"tmpfile", test_tmpfile},
-    {"mmap", test_mmap},
-    {"sparse", test_sparse},
-    {"copy_range", test_copy_range},
+    {"truncate", test_truncate}, {"fallocate", test_fallocate},
+    {"seek", test_seek},         {"sync", test_sync},
+    {"direct", test_direct},     {"append", test_append},
+    {"tmpfile", test_tmpfile},   {"mmap", test_mmap},
+    {"sparse", test_sparse},     {"copy_range", test_copy_range},
     {"sendfile", test_sendfile},
 };
 

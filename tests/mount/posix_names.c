@@ -125,7 +125,7 @@ static void test_directories(int dir)
         static const struct {
             const char *name;
             unsigned char type;
-        } wanted[] = {{".", DT_DIR},     {"..", DT_DIR},   {"e", DT_DIR},
+        } wanted[] = {{".", DT_DIR},    {"..", DT_DIR},   {"e", DT_DIR},
                       {"file", DT_REG}, {"link", DT_LNK}, {"fifo", DT_FIFO}};
         unsigned i = 0;
         while (i < 6 && strcmp(wanted[i].name, entry->d_name) != 0)

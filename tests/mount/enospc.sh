@@ -1,0 +1,239 @@
+#!/usr/bin/env bash
+# A full file system below: who writes gets ENOSPC, nothing that was there is lost, deleting works,
+# and then writing does again.
+# shellcheck source=../../scripts/lib/testlib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib/testlib.sh"
+
+tool=$HELPERS/mount_tool
+
+# A store on a tmpfs of 64 MiB, with a file and a clone of it.
+small_up() {
+    mkdir "$WORK/small"
+    mount -t tmpfs -o size=64m cowfs-small "$WORK/small"
+    STORE=$WORK/small/store
+    mount_up "${1:-}"
+    random_file "$WORK/kept" 8000000
+    cp "$WORK/kept" "$MNT/kept"
+    "$COWFS" clone "$MNT/kept" "$MNT/clone"
+    sync "$MNT/kept"
+}
+
+check_kept() {
+    sync -f "$MNT" 2>/dev/null || true
+    echo 1 >/proc/sys/vm/drop_caches
+    assert_same "$WORK/kept" "$MNT/kept"
+    assert_same "$WORK/kept" "$MNT/clone"
+}
+
+# Deleting something must give room for something else, without a new mount.
+check_works_again() {
+    rm -rf "$MNT"/fill*
+    eventually 20 writes_again
+    assert_same "$WORK/again" "$MNT/again"
+    rm "$MNT/again"
+    check_kept
+}
+writes_again() {
+    random_file "$WORK/again" 20000000
+    dd if="$WORK/again" of="$MNT/again" bs=1M conv=fsync status=none 2>/dev/null
+}
+
+fill() { ! dd if=/dev/urandom of="$MNT/fill" bs=1M count=200 conv=fsync 2>"$WORK/err"; }
+
+small_down() {
+    mount_down
+    umount "$WORK/small"
+}
+
+test_fsync() {
+    small_up
+    expect 1 dd if=/dev/urandom of="$MNT/fill" bs=1M count=200 conv=fsync status=none
+    assert_contains "$ERR" "No space left on device"
+    check_kept
+    check_works_again
+    small_down
+}
+
+# Without fsync close(2) tells, since it writes what is in the cache.
+test_close() {
+    small_up
+    expect 1 dd if=/dev/urandom of="$MNT/fill" bs=1M count=100 status=none
+    assert_contains "$ERR" "No space left on device"
+    check_kept
+    check_works_again
+    small_down
+}
+
+test_direct() {
+    small_up
+    expect 28 "$tool" direct "$MNT/fill" 200000000
+    assert_ge "$OUT" 20000000 "bytes written"
+    # What was said to be written is there.
+    assert_ge "$(stat -c %s "$MNT/fill")" "$OUT" "size"
+    check_kept
+    check_works_again
+    small_down
+}
+
+test_nowriteback() {
+    small_up nowriteback
+    expect 1 dd if=/dev/urandom of="$MNT/fill" bs=1M count=200 status=none
+    assert_contains "$ERR" "No space left on device"
+    check_kept
+    check_works_again
+    small_down
+}
+
+# A clone costs nothing, also on a full disk perhaps; changing it costs, and fails cleanly.
+test_writing_to_clone() {
+    small_up
+    fill
+    expect 1 dd if=/dev/urandom of="$MNT/clone" bs=1M count=7 conv=notrunc,fsync status=none
+    assert_contains "$ERR" "No space left on device"
+    echo 1 >/proc/sys/vm/drop_caches
+    # The other one is untouched.
+    assert_same "$WORK/kept" "$MNT/kept"
+    rm "$MNT/clone" "$MNT/fill"
+    eventually 20 "$COWFS" clone "$MNT/kept" "$MNT/clone"
+    check_works_again
+    small_down
+}
+
+# Reserved space is refused if it is not there, rather than when the guest is running.
+test_fallocate() {
+    small_up
+    expect 1 fallocate -l 200M "$MNT/fill"
+    assert_contains "$ERR" "No space left on device"
+    check_kept
+    check_works_again
+    small_down
+}
+
+test_mapping() {
+    small_up
+    truncate -s 100M "$MNT/fill"
+    # All of it through a mapping; msync has to tell.
+    expect 1 python3 -c '
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+m = mmap.mmap(fd, 0)
+for i in range(0, len(m), 1 << 20):
+    m[i:i + (1 << 20)] = os.urandom(1 << 20)
+m.flush()' "$MNT/fill"
+    assert_contains "$ERR" "rror"
+    check_kept
+    check_works_again
+    small_down
+}
+
+# Names take space, too.
+test_names() {
+    small_up
+    fill
+    mkdir "$MNT/fill.d" 2>/dev/null || true
+    # Until there is no room, or enough has been tried.
+    (cd "$WORK" && seq 20000 | sed "s|^|$MNT/fill.d/name-of-a-file-|" |
+        xargs -n 1000 sh -c 'touch "$@" && sync "$1"' - 2>"$WORK/err") || true
+    check_kept
+    check_works_again
+    small_down
+}
+
+# Something else fills the disk, to the last byte.
+test_filled_by_others() {
+    small_up
+    random_file "$MNT/fill" 10000000
+    sync "$MNT/fill"
+    dd if=/dev/zero of="$WORK/small/other" bs=64K status=none 2>/dev/null || true
+    expect 1 dd if=/dev/urandom of="$MNT/fill2" bs=1M count=5 conv=fsync status=none
+    check_kept
+    rm "$MNT"/fill*
+    rm "$WORK/small/other"
+    check_works_again
+    small_down
+}
+
+# Closed when full, opened when full; and the same after SIGKILL.
+test_mount_when_full() {
+    small_up
+    fill
+    mount_down
+    mount_up
+    check_kept
+    rm "$MNT/fill"
+    eventually 20 writes_again
+    rm -f "$MNT/again"
+    fill
+    crash
+    expect 0 "$COWFS" fsck "$STORE"
+    mount_up
+    check_kept
+    check_works_again
+    small_down
+}
+
+# To the last byte when it is opened. It need not be possible to write, but to delete.
+test_mount_on_full_disk() {
+    small_up
+    mount_down
+    dd if=/dev/zero of="$WORK/small/other" bs=4K status=none 2>/dev/null || true
+    if ! "$COWFS" mount "$STORE" "$MNT" 2>"$WORK/err"; then
+        grep -q "No space" "$WORK/err" || fail "$(cat "$WORK/err")"
+        rm "$WORK/small/other"
+        mount_up
+    else
+        check_kept
+        rm "$MNT/clone"
+        cp "$MNT/kept" "$MNT/clone" || true
+        rm "$WORK/small/other"
+        "$COWFS" umount "$MNT"
+        mount_up
+        "$COWFS" clone --replace "$MNT/kept" "$MNT/clone"
+    fi
+    check_works_again
+    small_down
+}
+
+# A new store has no room: that is said, and the next try works.
+test_no_room_for_store() {
+    mkdir "$WORK/small"
+    mount -t tmpfs -o size=1m cowfs-small "$WORK/small"
+    dd if=/dev/zero of="$WORK/small/other" bs=4K status=none 2>/dev/null || true
+    expect 1 "$COWFS" mount "$WORK/small/store" "$MNT"
+    assert_contains "$ERR" "No space"
+    rm "$WORK/small/other"
+    mount -o remount,size=64m "$WORK/small"
+    STORE=$WORK/small/store
+    mount_up
+    echo text >"$MNT/a"
+    small_down
+}
+
+# Several writers at once, again and again, with clones: what they could write is right.
+test_many_writers() {
+    local i writers=()
+    small_up commit=0.5
+    for i in 1 2 3; do
+        (
+            set +e
+            for ((n = 0; n < 12; n++)); do
+                random_file "$WORK/data$i" $((RANDOM * 300))
+                if dd if="$WORK/data$i" of="$MNT/fill$i.$n" bs=64K conv=fsync status=none 2>/dev/null; then
+                    cmp -s "$WORK/data$i" "$MNT/fill$i.$n" || touch "$WORK/wrong"
+                    "$COWFS" clone "$MNT/fill$i.$n" "$MNT/fillc$i.$n" 2>/dev/null
+                else
+                    rm -f "$MNT/fill$i."* "$MNT/fillc$i."*
+                fi
+            done
+            exit 0
+        ) &
+        writers+=($!)
+    done
+    wait "${writers[@]}"
+    assert_missing "$WORK/wrong"
+    check_kept
+    check_works_again
+    small_down
+}
+
+run_tests "$@"
