@@ -71,7 +71,7 @@ static struct fs_config choose_config(struct rng *r)
 {
     static const uint64_t caches[] = {1, 1 << 18, 0};
     static const unsigned intervals[] = {15, 100, 5000};
-    static const uint64_t rates[] = {0, 0, 8 << 20};
+    static const uint64_t rates[] = {0, 0, UINT64_C(8) << 20};
     return (struct fs_config){
         .create = true,
         .chunk_bytes = options.chunk_bytes,
@@ -91,7 +91,7 @@ static struct epoch choose_epoch(uint64_t number, uint64_t first, bool after_cra
         .first = first,
         .end = MIN(first + 20 + rng_below(&r, 200), options.ops),
         .after_crash = after_crash,
-        .kill_after_us = (unsigned)rng_below(&r, 400 * 1000),
+        .kill_after_us = (unsigned)rng_below(&r, 400000),
         .config = choose_config(&r),
     };
     e.last = e.end == options.ops;
@@ -166,11 +166,10 @@ static void live(struct world *w, const struct epoch *e)
 
 static void wait_ready(pid_t pid)
 {
-    struct timespec pause = {.tv_nsec = 1000 * 1000};
+    struct timespec pause = {.tv_nsec = 1000000};
     while (!atomic_load(&shared->ready)) {
         siginfo_t info = {.si_pid = 0};
-        if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
-            info.si_pid == pid)
+        if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == pid)
             return;
         nanosleep(&pause, NULL);
     }
@@ -240,12 +239,14 @@ static int run(void)
         struct epoch e = choose_epoch(number, first, after_crash);
         bool killed;
         if (options.verbose)
-            fprintf(stderr, "epoch %" PRIu64 ": operations %" PRIu64 "..%" PRIu64
+            fprintf(stderr,
+                    "epoch %" PRIu64 ": operations %" PRIu64 "..%" PRIu64
                     ", then %s; commit %u ms, cache %" PRIu64 ", seal %d\n",
                     number, first, e.end, ways[e.way], e.config.commit_interval_ms,
                     e.config.cache_bytes, e.config.seal_background);
         if (!run_epoch(&w, &e, &killed)) {
-            fprintf(stderr, "  epoch %" PRIu64 ", operation %" PRIu64 "; to do it again:\n"
+            fprintf(stderr,
+                    "  epoch %" PRIu64 ", operation %" PRIu64 "; to do it again:\n"
                     "  model_core --seed %" PRIu64 " --ops %" PRIu64 " --chunk-size %" PRIu32
                     "%s --verbose\n",
                     number, (uint64_t)atomic_load(&shared->begun), options.seed, options.ops,
@@ -270,9 +271,12 @@ static int run(void)
 static void parse(int argc, char **argv)
 {
     static const struct option long_options[] = {
-        {"seed", required_argument, NULL, 's'},    {"ops", required_argument, NULL, 'n'},
-        {"chunk-size", required_argument, NULL, 'c'}, {"no-kill", no_argument, NULL, 'k'},
-        {"keep", no_argument, NULL, 'K'},          {"verbose", no_argument, NULL, 'v'},
+        {"seed", required_argument, NULL, 's'},
+        {"ops", required_argument, NULL, 'n'},
+        {"chunk-size", required_argument, NULL, 'c'},
+        {"no-kill", no_argument, NULL, 'k'},
+        {"keep", no_argument, NULL, 'K'},
+        {"verbose", no_argument, NULL, 'v'},
         {NULL, 0, NULL, 0},
     };
     int c;

@@ -451,7 +451,7 @@ static void run(unsigned seconds)
         if (pthread_create(&threads[i], NULL, mains[i], (void *)(i + 1)))
             fail("no thread");
     for (unsigned i = 0; i < seconds * 10; i++)
-        g_usleep(100 * 1000);
+        g_usleep(100000);
     atomic_store(&stop, true);
     for (unsigned i = 0; i < G_N_ELEMENTS(mains); i++)
         pthread_join(threads[i], NULL);
@@ -500,7 +500,8 @@ int main(int argc, char **argv)
     must(fs_close(fs), "close");
     check_store(store);
     scratch_remove(store);
-    printf("model_threads: seed %" PRIu64 ", %" PRIu64 " rounds, %" PRIu64 " clones checked: good\n",
+    printf("model_threads: seed %" PRIu64 ", %" PRIu64 " rounds, %" PRIu64
+           " clones checked: good\n",
            seed, (uint64_t)atomic_load(&rounds_written), (uint64_t)atomic_load(&clones_checked));
     return 0;
 }

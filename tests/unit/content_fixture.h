@@ -9,7 +9,7 @@
 #include "cowfs/clone.h"
 #include "cowfs/file.h"
 
-enum { CHUNK = 4096 };
+#define CHUNK ((size_t)4096)
 
 static struct fs *fs;
 static struct inode *file; /* in most tests the only one */
@@ -76,6 +76,8 @@ static inline uint64_t size_of(struct inode *inode)
 static inline void assert_bytes(struct inode *inode, const void *expected, size_t n,
                                 uint64_t offset)
 {
+    if (n == 0)
+        return;
     g_autofree uint8_t *data = g_malloc(n);
     ck_assert_int_eq(file_read(inode, data, n, offset), (ssize_t)n);
     ck_assert(memcmp(data, expected, n) == 0);
@@ -90,8 +92,9 @@ static inline void assert_filled(struct inode *inode, size_t n, uint64_t offset,
 
 static inline void assert_zeros(struct inode *inode, size_t n, uint64_t offset)
 {
-    g_autofree uint8_t *zeros = g_malloc0(n);
+    uint8_t *zeros = g_malloc0(n);
     assert_bytes(inode, zeros, n, offset);
+    g_free(zeros);
 }
 
 static inline struct inode *clone_as(struct inode *src, const char *name)

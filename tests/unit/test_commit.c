@@ -58,9 +58,9 @@ static void setup_witnesses(void)
     for (unsigned i = 0; i < PARTICIPANTS; i++) {
         witnesses[i].number = i;
         txn_add_participant(env.txn, &(struct txn_participant){.arg = &witnesses[i],
-                                                              .flip = on_flip,
-                                                              .durable = on_durable,
-                                                              .reclaim = on_reclaim});
+                                                               .flip = on_flip,
+                                                               .durable = on_durable,
+                                                               .reclaim = on_reclaim});
     }
 }
 
@@ -104,7 +104,7 @@ START_TEST(a_commit_waits_for_the_end_of_a_change)
     atomic_bool done = false;
     txn_enter(env.txn);
     ck_assert_int_eq(pthread_create(&thread, NULL, commit_main, &done), 0);
-    g_usleep(200 * 1000); /* were it not to wait it would be through by now */
+    g_usleep(200000); /* were it not to wait it would be through by now */
     ck_assert_uint_eq(witnesses[0].flips, 0);
     ck_assert(!done);
     txn_exit(env.txn);
@@ -214,9 +214,10 @@ static uint64_t allocated(void)
 
 static void write_chunks(chunk_t first, unsigned n)
 {
-    g_autofree char *data = g_malloc((gsize)n * 4096);
+    char *data = g_malloc((gsize)n * 4096);
     memset(data, 'x', (size_t)n * 4096);
     ck_assert_int_eq(segments_write(env.segments, first, 0, data, (size_t)n * 4096), 0);
+    g_free(data);
 }
 
 START_TEST(space_is_given_back_behind_the_commit)
@@ -262,7 +263,7 @@ START_TEST(a_reader_keeps_what_he_looked_up)
     ck_assert_int_eq(map_punch(nodes, &map, 0, 10), 0);
     txn_exit(env.txn);
     commit();
-    g_usleep(200 * 1000); /* were it not to wait it would be punched by now */
+    g_usleep(200000); /* were it not to wait it would be punched by now */
     ck_assert_int_eq(segments_read(env.segments, first, 0, &byte, 1), 0);
     ck_assert_int_eq(byte, 'x');
     segments_read_exit(env.segments, section);

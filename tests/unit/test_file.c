@@ -80,13 +80,13 @@ START_TEST(punched_space_returns_without_waiting_for_the_next_regular_commit)
     struct segments_stats stats;
     write_filled(file, 1 << 20, 0, 1);
     commit();
-    ck_assert_int_eq(
-        file_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 1 << 20), 0);
+    ck_assert_int_eq(file_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 1 << 20),
+                     0);
     for (unsigned tries = 0; tries < 600; tries++) { /* ends early, or fails by the hour above */
         ck_assert_int_eq(segments_stats(fs->segments, &stats), 0);
         if (stats.allocated_bytes == 0)
             return;
-        g_usleep(100 * 1000);
+        g_usleep(100000);
     }
     ck_abort_msg("%" PRIu64 " bytes are still allocated", stats.allocated_bytes);
 }
@@ -274,9 +274,8 @@ START_TEST(space_may_be_reserved_behind_the_end)
     ck_assert_int_eq(file_truncate(file, 200), 0);
     ck_assert_uint_eq(live(), 1);
     ck_assert_int_eq(file_fallocate(file, FALLOC_FL_KEEP_SIZE, CHUNK, 10 * CHUNK), 0);
-    ck_assert_int_eq(file_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, CHUNK,
-                                    10 * CHUNK),
-                     0);
+    ck_assert_int_eq(
+        file_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, CHUNK, 10 * CHUNK), 0);
     ck_assert_uint_eq(live(), 1);
 }
 END_TEST

@@ -345,7 +345,7 @@ static void open_with_sealer(void)
 static void wait_sealed(struct inode *inode, uint64_t bytes)
 {
     while (usage_of(inode).sealed_bytes != bytes || records(KEY_UNSEALED))
-        g_usleep(10 * 1000);
+        g_usleep(10000);
 }
 
 START_TEST(files_written_before_the_last_closing_are_sealed)
@@ -385,7 +385,7 @@ START_TEST(the_index_is_cleaned_in_the_background)
     wait_sealed(file, 20 * CHUNK);
     ck_assert_int_eq(file_truncate(file, 0), 0);
     while (records(KEY_CONTENT) || records(KEY_DEAD_SEALED))
-        g_usleep(10 * 1000);
+        g_usleep(10000);
 }
 END_TEST
 

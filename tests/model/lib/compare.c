@@ -159,8 +159,7 @@ static void check_size(const struct walk *w)
              high);
 }
 
-void compare_file(struct inode *inode, struct sparse *const *versions, unsigned n,
-                  const char *name)
+void compare_file(struct inode *inode, struct sparse *const *versions, unsigned n, const char *name)
 {
     struct walk w = {
         .inode = inode,
@@ -221,7 +220,7 @@ void check_store(const char *path)
     if (!report.complete || report.leaks_unchecked)
         fail("fsck did not come to its end: %s", err.text);
     if (report.errors || report.leaks != report.count[FSCK_SEALED_WITHOUT_HASH])
-        fail("fsck found %" PRIu64 " errors and %" PRIu64 " leaks:%s", report.errors,
-             report.leaks, f.text->str);
+        fail("fsck found %" PRIu64 " errors and %" PRIu64 " leaks:%s", report.errors, report.leaks,
+             f.text->str);
     g_string_free(f.text, TRUE);
 }

@@ -234,9 +234,9 @@ static void expect(const struct slot *s, int64_t got, int64_t expected, const ch
 static void check_near(struct op *op, const struct slot *s, struct inode *inode, uint64_t offset,
                        uint64_t n)
 {
-    uint64_t before = rng_below(&op->rng, 2 * op->w->chunk_bytes);
+    uint64_t before = rng_below(&op->rng, UINT64_C(2) * op->w->chunk_bytes);
     uint64_t from = offset > before ? offset - before : 0;
-    uint64_t after = rng_below(&op->rng, 2 * op->w->chunk_bytes);
+    uint64_t after = rng_below(&op->rng, UINT64_C(2) * op->w->chunk_bytes);
     if (file_size(inode) != s->content->size)
         fail("%s: size is %" PRIu64 ", expected %" PRIu64, s->name, file_size(inode),
              s->content->size);
@@ -261,10 +261,10 @@ static void op_create(struct op *op)
     say(op, "create %s", s->name);
     if (op->fs) {
         struct inode *inode;
-        expect(s,
-               names_create(op->fs, ROOT_INO, s->name, S_IFREG | 0644, 0, NULL, &root_caller,
-                            &inode),
-               0, "create");
+        expect(
+            s,
+            names_create(op->fs, ROOT_INO, s->name, S_IFREG | 0644, 0, NULL, &root_caller, &inode),
+            0, "create");
         inode_put(inode);
     }
     s->content = sparse_new();
@@ -440,8 +440,7 @@ static void op_copy(struct op *op)
         for (uint64_t done = 0; done < p.n;) {
             ssize_t n = file_copy_range(a, p.from + done, b, p.to + done, asked - done);
             if (n <= 0 || (uint64_t)n > p.n - done)
-                fail("%s: copying gave %zd after %" PRIu64 " of %" PRIu64, dst->name, n, done,
-                     p.n);
+                fail("%s: copying gave %zd after %" PRIu64 " of %" PRIu64, dst->name, n, done, p.n);
             done += (uint64_t)n;
         }
         if (p.n == 0)
@@ -484,8 +483,7 @@ static void op_seal(struct op *op)
     if (!op->fs)
         return;
     struct inode *inode = open_file(op, s);
-    struct cowfs_ioc_seal io = {
-        .version = COWFS_IOCTL_VERSION, .offset = offset, .length = length};
+    struct cowfs_ioc_seal io = {.version = COWFS_IOCTL_VERSION, .offset = offset, .length = length};
     do {
         expect(s, seal_range(op->fs, inode->ino, &io), 0, "seal");
         if (io.next && io.next <= io.offset)
@@ -599,9 +597,9 @@ static const struct {
     void (*run)(struct op *op);
     unsigned weight;
 } table[] = {
-    {op_write, 34}, {op_copy, 14},   {op_fallocate, 12}, {op_truncate, 9}, {op_clone, 7},
-    {op_create, 4}, {op_unlink, 5},  {op_seal, 4},       {op_diff, 2},     {op_usage, 2},
-    {op_check, 4},  {op_commit, 3},
+    {op_write, 34}, {op_copy, 14},  {op_fallocate, 12}, {op_truncate, 9},
+    {op_clone, 7},  {op_create, 4}, {op_unlink, 5},     {op_seal, 4},
+    {op_diff, 2},   {op_usage, 2},  {op_check, 4},      {op_commit, 3},
 };
 
 /* Data must not grow for ever: the test would become slow. */

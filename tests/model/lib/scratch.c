@@ -85,7 +85,7 @@ void scratch_wait_empty(struct fs *fs)
         txn_wait_reclaim(fs->txn);
         if (!fs_chunks_live(fs) && !segments.live_chunks && !segments.allocated_bytes)
             return;
-        g_usleep(100 * 1000);
+        g_usleep(100000);
     }
     fail("of deleted files %" PRIu64 " chunks are left; segments hold %" PRIu64 " chunks, %" PRIu64
          " bytes",
