@@ -70,8 +70,9 @@ test_ext4_cloned_while_mounted() {
         while [ ! -e "$WORK/stop" ]; do
             i=$((i + 1))
             cp /usr/bin/env "$WORK/loop/busy.$i"
-            [ $((i % 5)) = 0 ] && sync -f "$WORK/loop" && rm "$WORK/loop/busy."*
+            [ $((i % 5)) != 0 ] || { sync -f "$WORK/loop" && rm "$WORK/loop/busy."*; }
         done
+        exit 0
     ) &
     local writer=$!
     for i in 1 2 3 4 5; do
