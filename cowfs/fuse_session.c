@@ -17,6 +17,7 @@
  * relies on having mounted itself except the unmounting.
  */
 #include "cowfs/fuse_session.h"
+#include "cowfs/fuse_guard.h"
 #include "cowfs/fuse_loop.h"
 #include "cowfs/fuse_ops.h"
 
@@ -121,6 +122,7 @@ struct serving {
     struct mount *mount;
     const struct fuse_mount_config *config;
     struct fuse_loop *loop;
+    struct guard *guard;
     int ended_fd;  /* eventfd: the session is over */
     int signal_fd; /* signalfd: someone wants it to be over */
     dev_t dev;     /* of the mount, 0: not known */
@@ -233,6 +235,7 @@ static int serve(struct serving *s, struct errmsg *err)
     /* Asks our own workers, which are there. */
     if (stat(config->mountpoint, &st) == 0) {
         s->dev = st.st_dev;
+        guard_watch(s->guard, st.st_dev);
         lift_limits(st.st_dev, config->read_ahead_kb);
     }
     if (config->writeback && !m->writeback)
@@ -273,6 +276,8 @@ int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err)
     };
     struct serving s = {.mount = &m, .config = config};
 
+    /* First of all, since it forks. */
+    s.guard = guard_start();
     s.signal_fd = signals_to_fd();
     s.ended_fd = eventfd(0, EFD_CLOEXEC);
     if (s.signal_fd < 0 || s.ended_fd < 0)
@@ -295,6 +300,8 @@ int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err)
         seeker_free(m.seeker);
         fuse_session_destroy(m.session);
     }
+    guard_stop(s.guard);
+    s.guard = NULL;
     token_table_free(m.tokens);
     sem_destroy(&m.initialised);
     inode_forget_all(m.fs->inodes);
@@ -306,6 +313,7 @@ int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err)
         error = errmsg_set(err, close_error, "%s: the last commit failed: %s", config->store_path,
                            g_strerror(-close_error));
 close_fds:
+    guard_stop(s.guard);
     close(s.signal_fd);
     close(s.ended_fd);
     return error;
