@@ -13,13 +13,14 @@
 #
 # Environment:
 #   COWFS_BIN           directory of the binaries to be tested (default build/bin)
+#   COWFS_HELPERS       directory of the test programs (default COWFS_BIN/tests)
 #   COWFS_TEST_SLOW     factor for all time-outs (default 1; sanitizers need more)
 #   COWFS_TEST_KEEP     if set, what the daemons said is shown for tests that pass, too
 
 testlib_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 BIN=$(realpath "${COWFS_BIN:-$testlib_root/build/bin}")
 COWFS=$BIN/cowfs
-HELPERS=$BIN/tests
+HELPERS=$(realpath "${COWFS_HELPERS:-$BIN/tests}")
 slow=${COWFS_TEST_SLOW:-1}
 export LC_ALL=C COWFS HELPERS
 
