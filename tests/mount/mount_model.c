@@ -83,12 +83,14 @@ static void check_size(struct file *f)
     differs(f, "fstat", 0, -1);
 }
 
+/* One a thread. */
+static __thread uint8_t *own_buffer;
+
 static uint8_t *io_buffer(void)
 {
-    static __thread uint8_t *buffer;
-    if (!buffer)
-        buffer = check_alloc(WINDOW);
-    return buffer;
+    if (!own_buffer)
+        own_buffer = check_alloc(WINDOW);
+    return own_buffer;
 }
 
 static void check_read(struct file *f, int fd, const char *how, size_t at, size_t bytes)
@@ -511,6 +513,7 @@ static void *worker_main(void *arg)
     struct worker *w = arg;
     for (uint64_t i = 0; i < w->ops; i++)
         step(&w->rng);
+    free(own_buffer);
     return NULL;
 }
 
