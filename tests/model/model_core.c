@@ -70,7 +70,7 @@ static struct options options = {.ops = 1000, .chunk_bytes = 4096, .kill = true}
 static struct fs_config choose_config(struct rng *r)
 {
     static const uint64_t caches[] = {1, 1 << 18, 0};
-    static const unsigned intervals[] = {15, 100, 5000};
+    static const unsigned intervals[] = {15, 5000, 5000};
     static const uint64_t rates[] = {0, 0, UINT64_C(8) << 20};
     return (struct fs_config){
         .create = true,

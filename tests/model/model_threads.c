@@ -35,7 +35,8 @@
 
 enum {
     BLOCKS = 700, /* of both files together: more than a leaf, if a block is a chunk */
-    KEPT = 3,     /* clones that a thread keeps at a time */
+    THREADS = 7,
+    KEPT = 3, /* clones that a thread keeps at a time */
     OWN_MAX = 3 << 20,
     OWN_WRITE_MAX = 200 * 1000,
 };
@@ -363,6 +364,28 @@ static void *own_main(void *arg)
     return NULL;
 }
 
+/* ---- one who seals what others are writing ---- */
+
+static void *seal_main(void *arg)
+{
+    struct rng rng = rng_of(seed, (uintptr_t)arg);
+    while (!atomic_load(&stop)) {
+        struct cowfs_ioc_seal io = {.version = COWFS_IOCTL_VERSION};
+        struct inode *inode;
+        char name[32];
+        snprintf(name, sizeof(name), "own-%u", 1 + (unsigned)rng_below(&rng, THREADS));
+        if (rng_percent(&rng, 50))
+            inode = look_up(tree, stamped_names[rng_below(&rng, 2)]);
+        else if (names_lookup(fs, ROOT_INO, name, &inode))
+            continue;
+        io.offset = rng_below(&rng, OWN_MAX);
+        io.length = rng_below(&rng, OWN_MAX / 4);
+        must(seal_range(fs, inode->ino, &io), "seal");
+        inode_put(inode);
+    }
+    return NULL;
+}
+
 /* ---- one who only looks, and commits ---- */
 
 static void *watch_main(void *arg)
@@ -444,16 +467,17 @@ static void open_store(const char *store, struct rng *rng)
 
 static void run(unsigned seconds)
 {
-    static void *(*const mains[])(void *) = {stamp_main, clone_main, clone_main,
-                                             own_main,   own_main,   watch_main};
-    pthread_t threads[G_N_ELEMENTS(mains)];
-    for (uintptr_t i = 0; i < G_N_ELEMENTS(mains); i++)
+    static void *(*const mains[THREADS])(void *) = {
+        stamp_main, clone_main, clone_main, own_main, own_main, seal_main, watch_main,
+    };
+    pthread_t threads[THREADS];
+    for (uintptr_t i = 0; i < THREADS; i++)
         if (pthread_create(&threads[i], NULL, mains[i], (void *)(i + 1)))
             fail("no thread");
     for (unsigned i = 0; i < seconds * 10; i++)
         g_usleep(100000);
     atomic_store(&stop, true);
-    for (unsigned i = 0; i < G_N_ELEMENTS(mains); i++)
+    for (unsigned i = 0; i < THREADS; i++)
         pthread_join(threads[i], NULL);
 }
 

@@ -6,6 +6,8 @@
 #include "chunkstore/content_index.h"
 
 #include <linux/falloc.h>
+#include <semaphore.h>
+#include <sys/syscall.h>
 
 enum { CHUNKS = 600 }; /* more than a leaf, more than a batch */
 
@@ -389,6 +391,69 @@ START_TEST(the_index_is_cleaned_in_the_background)
 }
 END_TEST
 
+/* ---- readers ---- */
+
+static sem_t looked_up, punched;
+static _Thread_local bool pause_before_reading;
+
+/* In front of libc's: segments are read by it. Not static: it has to be found.
+ * Between looking up a chunk and reading it, the time for another thread to
+ * exchange it, commit, and give its space back; more than it needs, if nothing
+ * keeps it from doing so. */
+ssize_t pread(int fd, void *buffer, size_t n, off_t offset)
+{
+    if (pause_before_reading) {
+        struct timespec until;
+        pause_before_reading = false;
+        sem_post(&looked_up);
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_sec++;
+        sem_timedwait(&punched, &until);
+    }
+    return syscall(SYS_pread64, fd, buffer, n, offset);
+}
+
+static void *exchange_and_punch(void *clone)
+{
+    struct cowfs_ioc_seal total;
+    sem_wait(&looked_up);
+    seal_all(clone, &total);
+    ck_assert_uint_eq(total.deduplicated, 10 * CHUNK);
+    commit();
+    txn_wait_reclaim(fs->txn);
+    sem_post(&punched);
+    return NULL;
+}
+
+START_TEST(a_reader_sees_its_chunk_though_it_is_exchanged_meanwhile)
+{
+    struct cowfs_ioc_seal total;
+    pthread_t thread;
+    uint8_t expected[10 * CHUNK], data[10 * CHUNK];
+    ck_assert_int_eq(sem_init(&looked_up, 0, 0) | sem_init(&punched, 0, 0), 0);
+    write_filled(file, 10 * CHUNK, 0, 1);
+    seal_all(file, &total);
+    /* The leaf of `second` is its clone's, too, and changes with that. */
+    write_filled(second, 10 * CHUNK, 0, 1);
+    struct inode *clone = clone_as(second, "clone");
+    commit();
+    fill(expected, sizeof(expected), 1);
+    ck_assert_int_eq(pthread_create(&thread, NULL, exchange_and_punch, clone), 0);
+    pause_before_reading = true;
+    if (_i == 0) {
+        ck_assert_int_eq(file_read(second, data, sizeof(data), 0), (ssize_t)sizeof(data));
+        ck_assert(memcmp(data, expected, sizeof(data)) == 0);
+    } else {
+        /* Reads the rest of the chunk, to write it anew. */
+        write_at(second, "x", 1, 5 * CHUNK + 7);
+        expected[5 * CHUNK + 7] = 'x';
+    }
+    ck_assert_int_eq(pthread_join(thread, NULL), 0);
+    assert_bytes(second, expected, sizeof(expected), 0);
+    inode_put(clone);
+}
+END_TEST
+
 static Suite *make_suite(void)
 {
     Suite *suite = suite_create("seal");
@@ -409,6 +474,7 @@ static Suite *make_suite(void)
     tcase_add_test(tc, files_written_before_the_last_closing_are_sealed);
     tcase_add_test(tc, a_sealed_file_that_is_written_is_sealed_again);
     tcase_add_test(tc, the_index_is_cleaned_in_the_background);
+    tcase_add_loop_test(tc, a_reader_sees_its_chunk_though_it_is_exchanged_meanwhile, 0, 2);
     suite_add_tcase(suite, tc);
     return suite;
 }

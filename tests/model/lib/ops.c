@@ -8,6 +8,7 @@
 #include "cowfs/clone.h"
 #include "cowfs/file.h"
 #include "cowfs/names.h"
+#include "cowfs/reap.h"
 #include "tests/model/lib/compare.h"
 #include "tests/model/lib/scratch.h"
 
@@ -452,12 +453,8 @@ static void op_copy(struct op *op)
     inode_put(b);
 }
 
-static void op_clone(struct op *op)
+static void op_clone_to(struct op *op, struct slot *src, struct slot *dst)
 {
-    struct slot *src = choose_file(op);
-    struct slot *dst = choose_empty(op);
-    if (!src || !dst || src->nameless)
-        return;
     say(op, "clone %s -> %s", src->name, dst->name);
     if (op->fs) {
         struct inode *inode = open_file(op, src);
@@ -469,6 +466,85 @@ static void op_clone(struct op *op)
     }
     dst->content = sparse_copy(src->content);
     note_change(op->w, dst);
+}
+
+static void op_clone(struct op *op)
+{
+    struct slot *src = choose_file(op);
+    struct slot *dst = choose_empty(op);
+    if (src && dst && !src->nameless)
+        op_clone_to(op, src, dst);
+}
+
+static void op_commit(struct op *op)
+{
+    say(op, "; commit");
+    if (op->fs) {
+        int error = fs_commit(op->fs);
+        if (error)
+            fail("commit: %s", g_strerror(-error));
+    }
+}
+
+/* Overwrites parts of what the file has, where it lies. */
+static void overwrite(struct op *op, struct slot *s, struct inode *inode, unsigned times)
+{
+    uint64_t size = min_u64(s->content->size, NEAR);
+    for (unsigned i = 0; i < times && size > 0; i++) {
+        uint64_t offset = rng_below(&op->rng, size);
+        uint64_t n = 1 + rng_below(&op->rng, min_u64(size - offset, 1 << 17));
+        uint8_t *data = g_malloc(n);
+        rng_fill(&op->rng, data, n);
+        sparse_write(s->content, data, n, offset);
+        note_change(op->w, s);
+        if (op->fs) {
+            struct file_write_flags flags = {false, false};
+            expect(s, file_write(inode, data, n, offset, flags), (int64_t)n, "write");
+        }
+        g_free(data);
+    }
+}
+
+/* A file and its clone; one of them goes, the other one is overwritten. If the
+ * store dies now, the last commit still knows the one that went: its bytes
+ * must be there (refcount.h tells of the rule that this is about). */
+static void op_outlive(struct op *op)
+{
+    struct slot *src = choose_file(op);
+    struct slot *dst = choose_empty(op);
+    bool keep_clone = rng_percent(&op->rng, 50);
+    bool commit = rng_percent(&op->rng, 50);
+    if (!src || !dst || src->nameless)
+        return;
+    op_clone_to(op, src, dst);
+    struct slot *gone = keep_clone ? src : dst;
+    struct slot *kept = keep_clone ? dst : src;
+    struct inode *inode = op->fs ? open_file(op, kept) : NULL;
+    /* With nodes of its own, but the same chunks. */
+    if (rng_percent(&op->rng, 50))
+        overwrite(op, kept, inode, 1);
+    if (commit)
+        op_commit(op);
+    say(op, "; drop %s", gone->name);
+    if (rng_percent(&op->rng, 50)) {
+        if (op->fs)
+            expect(gone, names_unlink(op->fs, ROOT_INO, gone->name), 0, "unlink");
+        sparse_free(gone->content);
+        gone->content = NULL;
+        gone->touched = true;
+        if (op->fs)
+            reaper_wait(op->fs->reaper);
+    } else {
+        sparse_resize(gone->content, 0);
+        note_change(op->w, gone);
+        if (op->fs) {
+            struct inode *other = open_file(op, gone);
+            expect(gone, file_truncate(other, 0), 0, "truncate");
+            inode_put(other);
+        }
+    }
+    overwrite(op, kept, inode, 6);
+    inode_put(inode);
 }
 
 static void op_seal(struct op *op)
@@ -572,14 +648,10 @@ static void op_usage(struct op *op)
     inode_put(inode);
 }
 
-static void op_commit(struct op *op)
+/* The other process hears of this one: what it covers must be there for good. */
+static void op_commit_told(struct op *op)
 {
-    say(op, "commit");
-    if (op->fs) {
-        int error = fs_commit(op->fs);
-        if (error)
-            fail("commit: %s", g_strerror(-error));
-    }
+    op_commit(op);
     op->committed = true;
 }
 
@@ -597,9 +669,9 @@ static const struct {
     void (*run)(struct op *op);
     unsigned weight;
 } table[] = {
-    {op_write, 34}, {op_copy, 14},  {op_fallocate, 12}, {op_truncate, 9},
-    {op_clone, 7},  {op_create, 4}, {op_unlink, 5},     {op_seal, 4},
-    {op_diff, 2},   {op_usage, 2},  {op_check, 4},      {op_commit, 3},
+    {op_write, 34},  {op_copy, 14},  {op_fallocate, 12},  {op_truncate, 9}, {op_clone, 7},
+    {op_outlive, 4}, {op_create, 4}, {op_unlink, 5},      {op_seal, 4},     {op_diff, 2},
+    {op_usage, 2},   {op_check, 4},  {op_commit_told, 3},
 };
 
 /* Data must not grow for ever: the test would become slow. */
