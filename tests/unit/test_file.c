@@ -3,6 +3,8 @@
  * ends, what is reserved, which requests are refused. */
 #include "tests/unit/content_fixture.h"
 
+#include "chunkstore/segment_internal.h"
+
 #include <linux/falloc.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -400,6 +402,53 @@ START_TEST(a_commit_that_failed_is_tried_again)
 }
 END_TEST
 
+/* No room for data: all that is left is kept for metadata. */
+static void fill_disk(void)
+{
+    fs->segments->reserve_bytes = UINT64_MAX / 2;
+    atomic_store(&fs->segments->space_budget, 0);
+}
+
+START_TEST(on_a_full_disk_all_works_that_needs_no_new_chunk)
+{
+    int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    write_filled(file, 20 * CHUNK, 0, 1);
+    struct inode *clone = clone_as(file, "clone");
+    struct inode *own = make(fs, ROOT_INO, "own", S_IFREG | 0644);
+    write_filled(own, 5 * CHUNK, 0, 2);
+    commit();
+    fill_disk();
+    /* What needs one is refused, and nothing has happened. */
+    ck_assert_int_eq(try_write(clone, "x", 1, 5), -ENOSPC);
+    ck_assert_int_eq(try_write(own, "x", 1, 5 * CHUNK), -ENOSPC);
+    ck_assert_int_eq(file_fallocate(own, 0, 0, 6 * CHUNK), -ENOSPC);
+    ck_assert_int_eq(file_fallocate(clone, punch, 5, CHUNK), -ENOSPC);
+    ck_assert_int_eq(file_copy_range(file, 1, own, 5 * CHUNK, 100), -ENOSPC);
+    ck_assert_uint_eq(size_of(own), 5 * CHUNK);
+    assert_filled(clone, 20 * CHUNK, 0, 1);
+    assert_filled(own, 5 * CHUNK, 0, 2);
+    /* The rest is not. */
+    write_filled(own, CHUNK, 2 * CHUNK, 3);
+    write_filled(clone, 20 * CHUNK, 0, 1);
+    ck_assert_int_eq(file_fallocate(clone, punch, 5 * CHUNK, CHUNK), 0);
+    ck_assert_int_eq(file_truncate(clone, 3 * CHUNK + 17), 0);
+    struct inode *third = clone_as(clone, "third");
+    ck_assert_int_eq(file_truncate(clone, 0), 0);
+    ck_assert_int_eq(names_unlink(fs, ROOT_INO, "clone"), 0);
+    commit();
+    inode_put(clone);
+    inode_put(own);
+    inode_put(third);
+    reopen();
+    /* With room again: what was cut off does not come back. */
+    third = open_file("third");
+    ck_assert_uint_eq(size_of(third), 3 * CHUNK + 17);
+    ck_assert_int_eq(file_truncate(third, 4 * CHUNK), 0);
+    assert_zeros(third, CHUNK - 17, 3 * CHUNK + 17);
+    inode_put(third);
+}
+END_TEST
+
 /* ---- attributes that follow the content ---- */
 
 static struct timespec set_old(struct inode *inode)
@@ -503,6 +552,7 @@ static Suite *make_suite(void)
     tcase_add_test(tc, a_store_for_reading_only_refuses_changes);
     tcase_add_test(tc, a_write_that_fails_leaves_nothing_behind_the_old_end);
     tcase_add_test(tc, a_commit_that_failed_is_tried_again);
+    tcase_add_test(tc, on_a_full_disk_all_works_that_needs_no_new_chunk);
     tcase_add_test(tc, changes_set_the_times);
     tcase_add_test(tc, writing_takes_setuid_away);
     suite_add_tcase(suite, tc);
