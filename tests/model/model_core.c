@@ -7,13 +7,14 @@
  *
  * The store lives in a directory below $TMPDIR (or /dev/shm, or /tmp), and is
  * opened again and again, each time in a new process that works for a while
- * and then ends in one of three ways:
+ * and then ends in one of four ways:
  *
  *   close   fs_close; everything must be there next time
  *   exit    _exit in the middle of it, without a word to the store
  *   kill    SIGKILL from outside, at any moment
+ *   power   as exit, and what was not synced is lost, or not, page by page
  *
- * After the latter two, what the last successful fs_commit covered must be
+ * After the latter three, what the last successful fs_commit covered must be
  * there, byte for byte, in every file that was not changed since; in one that
  * was, each byte must be one that the file had at some moment since then. And
  * fsck must be content each time.
@@ -23,6 +24,7 @@
  */
 #include "tests/model/lib/compare.h"
 #include "tests/model/lib/ops.h"
+#include "tests/model/lib/power.h"
 #include "tests/model/lib/scratch.h"
 
 #include <errno.h>
@@ -38,7 +40,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum end { END_CLOSE, END_EXIT, END_KILL };
+enum end { END_CLOSE, END_EXIT, END_KILL, END_POWER };
 
 /* Between the processes. Operation numbers; UINT64_MAX: none yet. */
 struct shared {
@@ -95,8 +97,13 @@ static struct epoch choose_epoch(uint64_t number, uint64_t first, bool after_cra
         .config = choose_config(&r),
     };
     e.last = e.end == options.ops;
-    uint64_t way = rng_below(&r, 10);
-    e.way = e.last || way < 4 ? END_CLOSE : way < 7 || !options.kill ? END_EXIT : END_KILL;
+    static const enum end ways[] = {END_CLOSE, END_CLOSE, END_CLOSE, END_EXIT,
+                                    END_KILL,  END_KILL,  END_POWER, END_POWER};
+    e.way = ways[rng_below(&r, G_N_ELEMENTS(ways))];
+    if (e.way == END_KILL && !options.kill)
+        e.way = END_EXIT;
+    if (e.last)
+        e.way = END_CLOSE;
     return e;
 }
 
@@ -132,6 +139,8 @@ static void live(struct world *w, const struct epoch *e)
     fail_context("opening");
     if (e->number)
         check_store(store);
+    if (e->way == END_POWER)
+        power_arm();
     struct fs *fs = open_store(e);
     world_check(w, fs, e->after_crash);
     if (e->after_crash) {
@@ -152,6 +161,10 @@ static void live(struct world *w, const struct epoch *e)
     fail_context("the end");
     if (e->way == END_EXIT)
         _exit(0);
+    if (e->way == END_POWER) {
+        struct rng r = rng_of(w->seed, (UINT64_C(1) << 61) + e->number);
+        power_cut(&r);
+    }
     if (e->last) {
         world_check(w, fs, false);
         world_remove_all(w, fs);
@@ -229,7 +242,7 @@ static uint64_t follow(struct world *w, const struct epoch *e)
 
 static int run(void)
 {
-    static const char *const ways[] = {"close", "exit", "kill"};
+    static const char *const ways[] = {"close", "exit", "kill", "power"};
     struct world w;
     bool after_crash = false;
     world_init(&w, options.seed, options.chunk_bytes);
@@ -254,7 +267,7 @@ static int run(void)
             return 1;
         }
         first = follow(&w, &e);
-        after_crash = killed || e.way == END_EXIT;
+        after_crash = killed || e.way == END_EXIT || e.way == END_POWER;
         if (!after_crash) {
             world_close(&w, NULL);
             world_committed(&w);
