@@ -85,9 +85,9 @@ int node_new(struct node_cache *cache, unsigned level, struct node **out);
  * one owner (the caller). Pinned. */
 int node_copy(struct node_cache *cache, struct node *node, struct node **out);
 
-/* Sets n entries from index to first, first+1, ... (0: holes). The caller
+/* Sets count entries from index to first, first+1, ... (0: holes). The caller
  * moves the counts. The node must be changeable (invariant 1). */
-void node_set_run(struct node *node, unsigned index, unsigned n, uint64_t first);
+void node_set_run(struct node *n, unsigned index, unsigned count, uint64_t first);
 /* The sealer's exchange: replaces entry `index` if it still is `expected`.
  * Returns whether it did. */
 bool node_exchange(struct node *node, unsigned index, uint64_t expected, uint64_t value);
@@ -103,12 +103,12 @@ int node_unref_chunks(struct node_cache *cache, uint64_t first_entry, unsigned n
  * Slots for chunks that fill holes of this leaf: index i of a leaf that is
  * filled bit by bit always gets the slot base + i of one fresh group, so that
  * the leaf ends as one run in whatever order it is written. Returns the chunk
- * numbers for [index, index+n), *got of them. For leaves only, map lock held
+ * numbers for [index, index+count), *got of them. For leaves only, map lock held
  * exclusively. Slots are used at most once; 0 and *got if the group's slots
  * for this range are used up: the caller then takes packed slots. The caller
  * is in a read section (segment.h) until the slots are mapped or given up.
  */
-int node_fill_slots(struct node *node, unsigned index, unsigned n, chunk_t *first, unsigned *got);
+int node_fill_slots(struct node *n, unsigned index, unsigned count, chunk_t *first, unsigned *got);
 
 /* The codec, for fsck: decodes a record into level and 512 entries. */
 int node_decode(const void *record, size_t len, unsigned *level, uint64_t entries[NODE_ENTRIES]);
