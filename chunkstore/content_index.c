@@ -124,6 +124,38 @@ int content_index_hash_of(struct metadb *db, chunk_t chunk, struct content_hash 
     return error;
 }
 
+static int hashes_part(struct metadb *db, chunk_t first, unsigned n, struct content_hash *out,
+                       bool *has)
+{
+    uint8_t keys[AT_ONCE][KEY_MAX];
+    struct metadb_query q[AT_ONCE];
+    for (unsigned i = 0; i < n; i++)
+        q[i] = (struct metadb_query){
+            .key = keys[i],
+            .key_len = key_u64(keys[i], KEY_CHUNK_HASH, first + i),
+            .value = out[i].bytes,
+            .value_room = sizeof(out[i].bytes),
+        };
+    metadb_get_many(db, q, n, METADB_ALL);
+    for (unsigned i = 0; i < n; i++) {
+        if (q[i].error && q[i].error != -ENOENT)
+            return q[i].error;
+        has[i] = !q[i].error;
+        if (has[i] && q[i].value_len != sizeof(out[i].bytes))
+            return -EUCLEAN;
+    }
+    return 0;
+}
+
+int content_index_hashes(struct metadb *db, chunk_t first, unsigned n, struct content_hash *out,
+                         bool *has)
+{
+    int error = 0;
+    for (unsigned i = 0; i < n && !error; i += AT_ONCE)
+        error = hashes_part(db, first + i, MIN(n - i, (unsigned)AT_ONCE), out + i, has + i);
+    return error;
+}
+
 /* Removes the records of [first, end), at most *left, which is lowered; *next:
  * how far it got. */
 static int clean_run(struct metadb *db, chunk_t first, chunk_t end, uint64_t *left, chunk_t *next)

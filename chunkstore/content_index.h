@@ -58,6 +58,9 @@ struct content_entry {
 };
 void content_index_add_many(struct metadb *db, const struct content_entry *entries, unsigned n);
 int content_index_hash_of(struct metadb *db, chunk_t chunk, struct content_hash *out);
+/* The hashes of `n` neighbouring chunks; has[i]: there is one. */
+int content_index_hashes(struct metadb *db, chunk_t first, unsigned n, struct content_hash *out,
+                         bool *has);
 
 /* Removes records of dead chunks, about `limit` of them; *more if some are
  * left. */

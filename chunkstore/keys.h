@@ -23,6 +23,7 @@ enum key_type {
     KEY_CHUNK_HASH = 's',   /* chunk number -> content hash (16 bytes) */
     KEY_DEAD_SEALED = 'q',  /* first chunk -> count: freed, still in the index */
     KEY_UNSEALED = 'u',     /* inode that has chunks to be sealed */
+    KEY_DAMAGED = 'b',      /* chunk whose bytes are known to be wrong */
 };
 
 enum { KEY_MAX = 32 };

@@ -83,6 +83,9 @@ int segments_read(struct segments *s, chunk_t first, uint64_t skip_bytes, void *
                   size_t bytes);
 int segments_write(struct segments *s, chunk_t first, uint64_t skip_bytes, const void *buffer,
                    size_t bytes);
+/* Whole chunks from the medium itself, past the page cache where the file system
+ * below can do that. `buffer` is aligned to 4096 bytes. Slower; for scrub. */
+int segments_read_direct(struct segments *s, chunk_t first, void *buffer, size_t bytes);
 /* Reserves space below for `count` chunks that read as zeros (fallocate). */
 int segments_reserve(struct segments *s, chunk_t first, uint64_t count);
 /* The file and offset of a chunk, for passthrough and splice. The descriptor

@@ -2,6 +2,7 @@
 /*
  * file.c - reading, seeking, and the attributes that follow the content.
  */
+#include "cowfs/damage.h"
 #include "cowfs/file.h"
 #include "cowfs/file_internal.h"
 #include "cowfs/names.h"
@@ -32,7 +33,7 @@ ssize_t content_read(struct fs *fs, const struct map *map, uint64_t size_bytes, 
             break;
         size_t part = min_u64(bytes - done, e.count * fs->chunk_bytes - skip);
         if (e.chunk)
-            error = segments_read(fs->segments, e.chunk, skip, out + done, part);
+            error = chunks_read(fs, e.chunk, skip, out + done, part);
         else
             memset(out + done, 0, part);
         done += part;
@@ -47,6 +48,8 @@ ssize_t file_read(struct inode *inode, void *buffer, size_t bytes, uint64_t offs
     ssize_t n = content_read(inode->fs, &inode->attr.map, inode->attr.size_bytes, buffer, bytes,
                              offset_bytes);
     pthread_rwlock_unlock(&inode->map_lock);
+    if (n == -EIO)
+        damage_tell(inode, offset_bytes, bytes);
     return n;
 }
 

@@ -14,6 +14,7 @@
  * Overwriting in place needs the map lock shared only, since nothing in the
  * map changes: that is the fast path, tried first.
  */
+#include "cowfs/damage.h"
 #include "cowfs/file_internal.h"
 #include "cowfs/sealer.h"
 #include "cowfs/slots.h"
@@ -154,8 +155,11 @@ static int put_shared(struct job *j, const struct extent *e, const uint8_t *data
     uint8_t old[WORK_BYTES];
     for (uint64_t done = 0; done < e->count; done += step) {
         uint64_t n = min_u64(step, e->count - done);
-        int error = segments_read(fs->segments, e->chunk + done, 0, old, n * chunk_bytes);
-        for (uint64_t i = 0, k; i < n && !error; i = k) {
+        int error = chunks_read(fs, e->chunk + done, 0, old, n * chunk_bytes);
+        bool damaged = error == -EIO; /* nothing of it is kept, and the file is healed */
+        if (damaged)
+            error = put_new(j, e->index + done, n, data + done * chunk_bytes, false);
+        for (uint64_t i = 0, k; i < n && !error && !damaged; i = k) {
             const uint8_t *new_data = data + (done + i) * chunk_bytes;
             k = i + 1;
             if (memcmp(old + i * chunk_bytes, new_data, chunk_bytes) == 0)
@@ -178,7 +182,7 @@ static int put_edge(struct job *j, const struct extent *e, const struct edge *ed
     struct fs *fs = j->fs;
     uint8_t merged[CHUNK_BYTES_MAX];
     if (e->chunk) {
-        int error = segments_read(fs->segments, e->chunk, 0, merged, fs->chunk_bytes);
+        int error = chunks_read(fs, e->chunk, 0, merged, fs->chunk_bytes);
         if (error)
             return error;
         if (memcmp(merged + edge->from, edge->data, edge->to - edge->from) == 0)
@@ -325,6 +329,8 @@ ssize_t file_write(struct inode *inode, const void *buffer, size_t bytes, uint64
             content_cut(inode, old_size); /* no part of it behind the old end */
         content_changed(inode, error ? 0 : offset_bytes + bytes, changed);
         pthread_rwlock_unlock(&inode->map_lock);
+        if (error == -EIO)
+            damage_tell(inode, offset_bytes, bytes);
     }
     return error ? error : (ssize_t)bytes;
 }

@@ -18,6 +18,7 @@
  */
 #include "cowfs/fs.h"
 
+#include "cowfs/damage.h"
 #include "cowfs/meta.h"
 #include "cowfs/reap.h"
 #include "cowfs/sealer.h"
@@ -302,6 +303,7 @@ static void fs_free(struct fs *fs)
     if (fs->nodes)
         node_cache_free(fs->nodes);
     txn_free(fs->txn);
+    damage_free(fs->damage);
     counts_free(fs->chunk_counts);
     counts_free(fs->node_counts);
     if (fs->segments)
@@ -360,6 +362,12 @@ int fs_open(const char *store_path, const struct fs_config *config, struct fs **
     if (error)
         goto fail;
     open_caches(fs, &meta);
+    error = damage_load(fs, &fs->damage);
+    if (error) {
+        errmsg_set(err, error, "%s: the list of damaged chunks cannot be read: %s", fs->store_path,
+                   g_strerror(-error));
+        goto fail;
+    }
     if (!fs->config.read_only) {
         error = begin_use(fs, fresh, err);
         if (!error)
@@ -396,6 +404,7 @@ int fs_close(struct fs *fs)
         inode_forget_all(fs->inodes);
         reaper_stop(fs->reaper, REAP_AT_CLOSE_MS);
         fs->reaper = NULL;
+        damage_drop_freed(fs);
         error = end_use(fs);
     }
     fs_free(fs);

@@ -26,6 +26,7 @@
 struct sealer;
 struct reaper;
 struct slot_streams;
+struct damage;
 
 struct fs_config {
     bool read_only;
@@ -36,6 +37,7 @@ struct fs_config {
     bool seal_background;
     unsigned seal_delay_ms;   /* a file is sealed when unwritten for so long; 0: 30000 */
     uint64_t seal_rate_bytes; /* per second, 0: unlimited */
+    bool verify;              /* check the hash of sealed chunks at each read */
 };
 
 struct fs {
@@ -55,6 +57,8 @@ struct fs {
     struct slot_streams *streams; /* packed slots for copy on write (slots.h) */
     struct sealer *sealer;
     struct reaper *reaper;
+    struct damage *damage;     /* chunks that are known to be wrong (damage.h) */
+    atomic_bool reads_checked; /* chunks_read has more to do than to read */
     pthread_rwlock_t ns_lock;
     /* Durable counters, in the KEY_META record (meta.h). */
     atomic_uint_fast64_t inode_count;

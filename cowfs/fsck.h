@@ -84,6 +84,8 @@ enum fsck_kind {
     FSCK_INDEX_DEAD_OWNED,    /* recorded as freed, but it has an owner */
     FSCK_INDEX_STRAY,         /* leak: a content hash of a chunk that nobody owns */
     FSCK_SEALED_WITHOUT_HASH, /* leak: cannot be found by content */
+    FSCK_DAMAGED_UNSEALED,    /* marked as damaged, but may be overwritten in place */
+    FSCK_DAMAGED_STRAY,       /* leak: marked as damaged, but nobody owns it */
 
     FSCK_KINDS
 };
@@ -124,10 +126,11 @@ struct fsck_report {
     uint64_t inodes, files, directories, names, xattrs, orphans;
     uint64_t nodes;
     uint64_t segments;
-    uint64_t chunks;        /* with an owner, as recorded */
-    uint64_t bytes;         /* the same in bytes */
-    uint64_t sealed_chunks; /* of them */
-    uint64_t checked_bytes; /* read and hashed */
+    uint64_t chunks;         /* with an owner, as recorded */
+    uint64_t bytes;          /* the same in bytes */
+    uint64_t sealed_chunks;  /* of them */
+    uint64_t checked_bytes;  /* read and hashed */
+    uint64_t damaged_chunks; /* known to be: reading them gives an error, which is no finding */
 };
 
 /*

@@ -288,6 +288,29 @@ static int check_entry(struct fsck *f, const struct cursor *c)
     return 0;
 }
 
+/* Chunks that scrub has found damaged. The marks say so; that is no news. */
+static int check_damaged(struct fsck *f)
+{
+    struct cursor c;
+    int error = 0;
+    fsck_phase(f, "marks of damaged chunks", 0);
+    cursor_open(&c, f, KEY_DAMAGED);
+    while (!error && cursor_next(&c)) {
+        bool owned, sealed;
+        error = get_owner(f, c.a, &owned, &sealed);
+        if (!error && !owned)
+            fsck_found(f, FSCK_DAMAGED_STRAY, 1,
+                       "chunk %" PRIu64 " is marked as damaged, but nobody owns it", c.a);
+        else if (!error && !sealed)
+            fsck_found(f, FSCK_DAMAGED_UNSEALED, 1,
+                       "chunk %" PRIu64 " is marked as damaged, but is not sealed", c.a);
+        else
+            f->report->damaged_chunks++;
+    }
+    int status = cursor_close(&c);
+    return error ? error : status;
+}
+
 int fsck_check_content(struct fsck *f)
 {
     struct cursor c;
@@ -297,5 +320,6 @@ int fsck_check_content(struct fsck *f)
     while (!error && cursor_next(&c))
         error = check_entry(f, &c);
     int status = cursor_close(&c);
-    return error ? error : status;
+    error = error ? error : status;
+    return error ? error : check_damaged(f);
 }

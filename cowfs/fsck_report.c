@@ -76,6 +76,9 @@ static const struct kind kinds[FSCK_KINDS] = {
     [FSCK_INDEX_STRAY] = {"index-stray", "content hashes of chunks that nobody owns", true},
     [FSCK_SEALED_WITHOUT_HASH] = {"sealed-without-hash", "sealed chunks without a content hash",
                                   true},
+    [FSCK_DAMAGED_UNSEALED] = {"damaged-unsealed", "chunks marked as damaged that may change",
+                               false},
+    [FSCK_DAMAGED_STRAY] = {"damaged-stray", "marks of damaged chunks that nobody owns", true},
 };
 
 static const struct kind *kind_of(enum fsck_kind kind)

@@ -16,11 +16,11 @@ static const struct {
     unsigned integers;
     bool name;
 } shapes[] = {
-    {KEY_CHUNK_COUNTS, 1, false}, {KEY_DIRENT, 2, false},     {KEY_SEGMENT, 1, false},
-    {KEY_CONTENT, 1, false},      {KEY_INODE, 1, false},      {KEY_NODE_COUNTS, 1, false},
-    {KEY_META, 0, false},         {KEY_NODE, 1, false},       {KEY_ORPHAN, 1, false},
-    {KEY_DEAD_SEALED, 1, false},  {KEY_CHUNK_HASH, 1, false}, {KEY_UNSEALED, 1, false},
-    {KEY_XATTR, 1, true},
+    {KEY_DAMAGED, 1, false},     {KEY_CHUNK_COUNTS, 1, false}, {KEY_DIRENT, 2, false},
+    {KEY_SEGMENT, 1, false},     {KEY_CONTENT, 1, false},      {KEY_INODE, 1, false},
+    {KEY_NODE_COUNTS, 1, false}, {KEY_META, 0, false},         {KEY_NODE, 1, false},
+    {KEY_ORPHAN, 1, false},      {KEY_DEAD_SEALED, 1, false},  {KEY_CHUNK_HASH, 1, false},
+    {KEY_UNSEALED, 1, false},    {KEY_XATTR, 1, true},
 };
 
 static size_t shape_of(enum key_type type)
@@ -110,6 +110,7 @@ void fsck_undecodable(struct fsck *f, const struct cursor *c)
         {KEY_CONTENT, "chunk of content hash"},
         {KEY_CHUNK_HASH, "content hash of chunk"},
         {KEY_DEAD_SEALED, "freed chunks from"},
+        {KEY_DAMAGED, "mark of damaged chunk"},
     };
     const char *what = "record";
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++)

@@ -8,6 +8,7 @@
 #include "cowfs/clone.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/reap.h"
+#include "cowfs/scrub.h"
 
 #include <errno.h>
 #include <string.h>
@@ -104,6 +105,20 @@ static int do_info(struct call *c)
     return 0;
 }
 
+static int do_scrub(struct call *c)
+{
+    /* It reads for long, and what others have. */
+    uint32_t uid = mount_caller(c->req).uid;
+    if (uid != 0 && uid != geteuid())
+        return -EPERM;
+    return scrub_step(c->fs, c->io);
+}
+
+static int do_damage(struct call *c)
+{
+    return scrub_file_damage(c->fs, c->ino, c->io);
+}
+
 static const struct handler {
     unsigned command;
     int (*fn)(struct call *c);
@@ -111,6 +126,7 @@ static const struct handler {
     {COWFS_IOC_TOKEN, do_token}, {COWFS_IOC_CLONE, do_clone},   {COWFS_IOC_STAT, do_stat},
     {COWFS_IOC_DU, do_du},       {COWFS_IOC_DF, do_df},         {COWFS_IOC_SEAL, do_seal},
     {COWFS_IOC_DIFF, do_diff},   {COWFS_IOC_COMMIT, do_commit}, {COWFS_IOC_INFO, do_info},
+    {COWFS_IOC_SCRUB, do_scrub}, {COWFS_IOC_DAMAGE, do_damage},
 };
 
 _Static_assert(sizeof(gid_t) == sizeof(uint32_t), "struct caller takes the list as it is");

@@ -117,6 +117,41 @@ struct cowfs_ioc_commit {
     uint32_t flags;
 };
 
+/*
+ * On anything, by root or whom the daemon runs as: reads sealed chunks and
+ * compares them with their hashes, from chunk number `position` on, about
+ * `length` bytes at most (and never more than some MiB); call again with
+ * position = next until next == 0. A chunk that is damaged is remembered:
+ * reading it gives EIO from then on, whichever file has it.
+ */
+#define COWFS_SCRUB_CHUNKS 64
+struct cowfs_ioc_scrub {
+    uint32_t version;
+    uint32_t count; /* out: of chunk[] */
+    uint64_t position, length;
+    uint64_t next;    /* out: where to go on, 0 at the end */
+    uint64_t checked; /* out: bytes read and compared by this call */
+    uint64_t damaged; /* out: damaged chunks that are known by now, of all calls */
+    struct {
+        uint64_t number;
+        int32_t error; /* 0: it has not its hash, else the errno of reading it */
+        uint32_t reserved;
+    } chunk[COWFS_SCRUB_CHUNKS]; /* out: the damaged ones that this call has met */
+};
+
+/* On a regular file: its byte ranges that are known to be damaged, from
+ * `offset` on; call again with offset = next until next == 0. */
+#define COWFS_DAMAGE_RANGES 256
+struct cowfs_ioc_damage {
+    uint32_t version;
+    uint32_t count; /* out: ranges filled */
+    uint64_t offset;
+    uint64_t next; /* out: where to go on, 0 at the end */
+    struct {
+        uint64_t offset, length;
+    } range[COWFS_DAMAGE_RANGES];
+};
+
 /* What mount this is. */
 struct cowfs_ioc_info {
     uint32_t version;
@@ -133,5 +168,7 @@ struct cowfs_ioc_info {
 #define COWFS_IOC_DIFF _IOWR('c', 7, struct cowfs_ioc_diff)
 #define COWFS_IOC_COMMIT _IOWR('c', 8, struct cowfs_ioc_commit)
 #define COWFS_IOC_INFO _IOWR('c', 9, struct cowfs_ioc_info)
+#define COWFS_IOC_SCRUB _IOWR('c', 20, struct cowfs_ioc_scrub)
+#define COWFS_IOC_DAMAGE _IOWR('c', 21, struct cowfs_ioc_damage)
 
 #endif

@@ -60,6 +60,11 @@ struct dir_entry {
 int names_list(struct fs *fs, uint64_t dir, uint64_t cookie,
                int (*fn)(void *arg, const struct dir_entry *entry), void *arg);
 
+/* A path of the inode from the root, without the leading slash, for messages;
+ * NULL if it has no name. Slow: looks through the names of the whole store,
+ * without locks, so a name that changes meanwhile may be missed. g_free. */
+char *names_path_of(struct fs *fs, uint64_t ino);
+
 /*
  * Building blocks for clone.c, under ns_lock exclusively (find: shared will do).
  * add: inside the gate; makes the entry and updates dir: entries, times, and,

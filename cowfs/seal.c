@@ -23,6 +23,7 @@
 
 #include "chunkstore/content_index.h"
 #include "cowfs/blockmap_internal.h"
+#include "cowfs/damage.h"
 #include "cowfs/file_internal.h"
 
 #include <errno.h>
@@ -130,7 +131,11 @@ static int compare_with_found(struct batch *b, struct item *it, const uint8_t *d
         it->findable = true; /* a leftover of a freed chunk: replaced */
         return 0;
     }
-    error = segments_read(fs->segments, it->found, 0, work, fs->chunk_bytes);
+    error = chunks_read(fs, it->found, 0, work, fs->chunk_bytes);
+    if (error == -EIO) {
+        it->findable = true; /* damaged: ours takes its place in the index */
+        return 0;
+    }
     if (!error && memcmp(work, data, fs->chunk_bytes) == 0)
         it->equal = it->found;
     return error;

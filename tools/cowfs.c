@@ -31,6 +31,7 @@ static const struct command {
     {"df", "cowfs df", cmd_df, "the store as a whole"},
     {"seal", "cowfs seal", cmd_seal, "hash and deduplicate now"},
     {"diff", "cowfs diff", cmd_diff, "the byte ranges in which two files differ"},
+    {"scrub", "cowfs scrub", cmd_scrub, "read all sealed data and tell what is damaged"},
     {"fsck", "cowfs fsck", NULL, "check the structure of an unmounted store"},
 };
 
@@ -44,16 +45,17 @@ static void print_help(FILE *out)
           out);
     for (size_t i = 0; i < G_N_ELEMENTS(commands); i++)
         fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].summary);
-    fputs("\n"
-          "'cowfs COMMAND --help' tells more. Plain cp, cp -r and cp -a clone as well.\n"
-          "\n"
-          "Examples:\n"
-          "  cowfs mount /srv/vms.cowfs /var/lib/vms\n"
-          "  cowfs clone /var/lib/vms/golden /var/lib/vms/vm17\n"
-          "  cowfs umount /var/lib/vms\n"
-          "\n"
-          "Exit status: 0 done, 1 failed, 2 misused (fsck and the mount helper: their own).\n",
-          out);
+    fputs(
+        "\n"
+        "'cowfs COMMAND --help' tells more. Plain cp, cp -r and cp -a clone as well.\n"
+        "\n"
+        "Examples:\n"
+        "  cowfs mount /srv/vms.cowfs /var/lib/vms\n"
+        "  cowfs clone /var/lib/vms/golden /var/lib/vms/vm17\n"
+        "  cowfs umount /var/lib/vms\n"
+        "\n"
+        "Exit status: 0 done, 1 failed, 2 misused (fsck, scrub and the mount helper: their own).\n",
+        out);
 }
 
 /* cowfsd is beside this program (in the build tree) or in ../libexec. */

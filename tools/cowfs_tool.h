@@ -30,6 +30,7 @@ int cmd_du(int argc, char **argv);
 int cmd_df(int argc, char **argv);
 int cmd_seal(int argc, char **argv);
 int cmd_diff(int argc, char **argv);
+int cmd_scrub(int argc, char **argv);
 
 /* ---- messages ---- */
 

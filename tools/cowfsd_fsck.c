@@ -119,6 +119,7 @@ static json_t *to_json(const struct fsck_report *r, const char *store, struct fr
     set(o, "stored_bytes", r->bytes);
     set(o, "sealed_chunks", r->sealed_chunks);
     set(o, "checked_bytes", r->checked_bytes);
+    set(o, "damaged_chunks", r->damaged_chunks);
     return o;
 }
 
@@ -138,6 +139,10 @@ static void print_words(const struct fsck_report *r, const char *store, const st
         printf("clean\n");
     else
         printf("%" PRIu64 " errors, %" PRIu64 " leaks\n", r->errors, r->leaks);
+    if (r->damaged_chunks)
+        printf("%s: %" PRIu64 " chunks are known to be damaged and cannot be read (cowfs scrub"
+               " tells the files)\n",
+               store, r->damaged_chunks);
     if (!r->complete)
         printf("%s: damage ended the check early (%s): there may be more\n", store,
                err->text[0] ? err->text : "no reason given");

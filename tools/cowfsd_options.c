@@ -17,6 +17,8 @@ const char mount_options_help[] =
     "  seal=on|off        find equal content across files in the background (default on)\n"
     "  seal_delay=SECONDS ... in files that nobody wrote for so long (default 30)\n"
     "  seal_rate=SIZE     ... reading at most so much a second (default 0: no limit)\n"
+    "  verify             check the hash of sealed data at each read: damage is an error (EIO)\n"
+    "                     at once, not when the next scrub finds it\n"
     "  cache_size=SIZE    metadata kept in memory besides what has changed (default 64M)\n"
     "  writeback          cache writes in the kernel (default): small writes are many times\n"
     "                     faster; what must survive a crash of the kernel needs fsync, as ever\n"
@@ -220,6 +222,8 @@ static const struct option_rule {
     {"log", OWN, set_log, 0},
     {"writeback", FLAG_ON, FLAG(writeback)},
     {"nowriteback", FLAG_OFF, FLAG(writeback)},
+    {"verify", FLAG_ON, FLAG(fs.verify)},
+    {"noverify", FLAG_OFF, FLAG(fs.verify)},
     {"ro", FLAG_ON, FLAG(fs.read_only)},
     {"rw", FLAG_OFF, FLAG(fs.read_only)},
     {"allow_other", FLAG_ON, FLAG(allow_other)},
