@@ -32,6 +32,8 @@ static const struct command {
     {"seal", "cowfs seal", cmd_seal, "hash and deduplicate now"},
     {"diff", "cowfs diff", cmd_diff, "the byte ranges in which two files differ"},
     {"scrub", "cowfs scrub", cmd_scrub, "read all sealed data and tell what is damaged"},
+    {"import", "cowfs import", cmd_import, "bring in a disk image: qcow2, vmdk, raw, ..."},
+    {"export", "cowfs export", cmd_export, "write a disk image for others: qcow2, vmdk, raw, ..."},
     {"fsck", "cowfs fsck", NULL, "check the structure of an unmounted store"},
 };
 

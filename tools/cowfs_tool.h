@@ -31,6 +31,8 @@ int cmd_df(int argc, char **argv);
 int cmd_seal(int argc, char **argv);
 int cmd_diff(int argc, char **argv);
 int cmd_scrub(int argc, char **argv);
+int cmd_import(int argc, char **argv);
+int cmd_export(int argc, char **argv);
 
 /* ---- messages ---- */
 
