@@ -48,10 +48,26 @@ class Bench:
     def tmpfs(self, stack, row, size_bytes):
         return self.enter(stack, row, "tmpfs", targets.tmpfs(self.sandbox, size_bytes))
 
-    def passthrough(self, stack, row, size_bytes, splice):
-        return self.enter(stack, row, "passthrough_hp",
-                          targets.passthrough_hp(self.sandbox, self.passthrough_binary,
-                                                 size_bytes, splice))
+    def cowfs_variant(self, stack, row, size_bytes, *options):
+        """cowfs with options that it may not have (yet): None, and a note, then."""
+        if self.cowfs_missing:
+            return None
+        return self.enter(stack, row, f"cowfs -o {','.join(options)}",
+                          targets.cowfs(self.sandbox, self.cowfs_binary, size_bytes, options))
+
+    def cowfs_on(self, stack, volume, options=()):
+        self.require_cowfs()
+        return stack.enter_context(
+            targets.cowfs_on(self.sandbox, self.cowfs_binary, volume, options))
+
+    def passthrough(self, stack, row, size_bytes, *modes):
+        """passthrough_hp over one directory, once for each mode that can be had."""
+        volume = stack.enter_context(self.sandbox.volume("passthrough-source", size_bytes))
+        found = [self.enter(stack, row, targets.passthrough_name(mode),
+                            targets.passthrough_hp(self.sandbox, self.passthrough_binary,
+                                                   volume, mode))
+                 for mode in modes]
+        return [t for t in found if t]
 
     def scaled(self, row, what, wanted, got):
         if got != wanted:

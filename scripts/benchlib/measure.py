@@ -41,19 +41,51 @@ def spawn_seconds(bench, count, first, *commands):
     return times
 
 
-def fio(bench, path, pattern, block, engine, depth, direct, amount_bytes, size_bytes, seed):
+def fio(bench, path, pattern, block, engine, depth, direct, amount_bytes, size_bytes, seed,
+        warm_seconds=0):
     """One fio job over an existing file. A writing job ends with an fsync that
-    is part of its time: what is only in the page cache is not written."""
+    is part of its time: what is only in the page cache is not written.
+    warm_seconds: leave the page cache as it is, and go on for so long."""
+    length = ([f"--runtime={warm_seconds}", "--time_based", "--invalidate=0"] if warm_seconds else
+              [f"--io_size={amount_bytes}", "--runtime=20", "--invalidate=1"])
     out = bench.sandbox.run(
         "fio", "--name=bench", f"--filename={path}", f"--rw={pattern}", f"--bs={block}",
         f"--ioengine={engine}", f"--iodepth={depth}", f"--direct={int(direct)}",
-        f"--size={size_bytes}", f"--io_size={amount_bytes}", f"--randseed={seed}",
-        "--allrandrepeat=0", "--end_fsync=1", "--invalidate=1", "--runtime=20",
+        f"--size={size_bytes}", *length, f"--randseed={seed}",
+        "--allrandrepeat=0", "--end_fsync=1",
         "--allow_file_create=0", "--eta=never", "--output-format=json", timeout_s=120)
     # fio may put warnings before the JSON.
     job = json.loads(out[out.index("{"):])["jobs"][0]
     side = job["write" if "write" in pattern else "read"]
     return {"bytes_per_s": side["io_bytes"] / (side["runtime"] / 1e3), "iops": side["iops"]}
+
+
+def random_io(bench, kind, mode, ms, seed, *files):
+    """bench_rand: a thread a file."""
+    return helper(bench, "bench_rand", kind, mode, ms, seed, *files)
+
+
+def race(targets, jobs, rounds, measure, peers=(), keep=2, higher=True):
+    """Every target does every job, in turn; the samples as {job: {name: [...]}}.
+    Of `peers`, which are one peer in several modes, all run in the first round
+    and the best `keep` of each job in the others. A Skip or a failure is the
+    caller's. measure(target, job, round number) gives a figure."""
+    samples = {job: {t.name: [] for t in targets} for job in jobs}
+    for round_number in range(rounds):
+        for job in jobs:
+            first = {t.name: samples[job][t.name][0] for t in peers if round_number}
+            kept = sorted(first, key=first.get, reverse=higher)[:keep]
+            for target in rotated(targets, round_number):
+                if target.name in first and target.name not in kept:
+                    continue
+                samples[job][target.name].append(measure(target, job, round_number))
+    return samples
+
+
+def best_of(samples, names, higher=True):
+    """Which of them has the best median; "" when none has any."""
+    medians = {n: median(samples[n]) for n in names if samples.get(n)}
+    return (max if higher else min)(medians, key=medians.get) if medians else ""
 
 
 def process_memory(pids):

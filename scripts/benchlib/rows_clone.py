@@ -33,7 +33,10 @@ def fragmented_clone(bench, target, size_bytes, writes):
 
 
 def clone_of_fragmented(bench):
-    """Row 1."""
+    """bench_io fill golden, cp golden memory.snap, bench_io write memory.snap WRITES; then timed by
+    bench_spawn, from posix_spawn to waitpid: cp memory.snap NEW (on the peers with
+    --reflink=always) and cowfs clone memory.snap NEW. Peers: XFS and btrfs on loop devices on tmpfs,
+    tmpfs."""
     s, box = bench.scale, bench.sandbox
     size_bytes = bench.scaled(1, "memory.snap", s.snap_bytes, box.fit(s.snap_bytes, 6.5))
     room = size_bytes * 2 + GIB
@@ -92,7 +95,9 @@ def tell(bench, times):
 
 
 def clone_by_size_and_number(bench):
-    """Row 2. XFS and btrfs stand beside the first half for comparison only."""
+    """bench_chain tile one big 64: 64 times the same file, one behind the other, and cp or cowfs
+    clone of both in turn by bench_spawn. Then cowfs clone golden N, 10,000 times. XFS and btrfs
+    stand beside the first half for comparison only."""
     s = bench.scale
     bench.sandbox.need("row 2", 3 * s.unit_bytes + GIB)
     by_size(bench)

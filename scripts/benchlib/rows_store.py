@@ -19,7 +19,9 @@ BLOCK_BYTES = 4096
 
 
 def growth_and_return(bench):
-    """Rows 4 and 5: one set of clones serves both."""
+    """cp golden clones/N (XFS, btrfs: --reflink=always) and bench_io write clones/N WRITES, for each
+    clone; statvfs of the tmpfs that holds the store (XFS, btrfs: of themselves). Then rm -rf clones,
+    statvfs every 2 ms."""
     s, box = bench.scale, bench.sandbox
     written = s.clones * s.clone_writes * BLOCK_BYTES
     size_bytes = bench.scaled(4, "the golden file", s.snap_bytes,
@@ -111,7 +113,8 @@ def tell_growth(bench, results, written, size_bytes):
 
 
 def deduplication(bench):
-    """Row 6."""
+    """Two ext4 images and two guest memories (scripts/lib/inputs.sh), cp into a mount with
+    seal=off,chunk_size=4K|16K|64K, cowfs seal FILE…, cowfs df."""
     s, box = bench.scale, bench.sandbox
     bench.require_cowfs()
     total = 2 * (s.image_mib + s.memory_mib) * MIB

@@ -27,17 +27,33 @@ class Scale:
     unique_gib: int         # row 7: unique data, in files of unit_bytes
     qd1_ops: int            # row 8: 4 KiB requests, one at a time
     qd16_ops: int           # row 8: 4 KiB requests, 16 at a time
+    buffered_ops: int       # buffered: 4 KiB writes; at 64 KiB four times the bytes
+    density_bytes: int      # density: the memory.snap
+    density_clones: int     # density
+    scaling_bytes: int      # scaling: each of four files
+    dirty_pages: int        # dirty: pages changed before the clone
+    stall_pages: int        # stalls: pages changed at random
+    vms: int                # vms
+    vm_rounds: int          # vms: the mount times are one sample a round
+    sustained_s: int        # sustained: seconds of writing
+    seal_files: int         # seal: files given to the sealer while others are read
 
 
 def full(rounds):
-    return Scale(quick=False, rounds=rounds or 5, snap_bytes=2 * GIB, snap_writes=100_000,
+    return Scale(quick=False, rounds=rounds or 3, snap_bytes=2 * GIB, snap_writes=100_000,
                  own_clones=10, unit_bytes=GIB, tiles=64, many_clones=10_000, window=50,
                  chain=1000, chain_writes=4, random_reads=20_000, clones=100, clone_writes=1000,
-                 image_mib=1536, memory_mib=512, unique_gib=4, qd1_ops=30_000, qd16_ops=80_000)
+                 image_mib=1536, memory_mib=512, unique_gib=4, qd1_ops=30_000, qd16_ops=80_000,
+                 buffered_ops=100_000, density_bytes=GIB, density_clones=16,
+                 scaling_bytes=GIB // 4, dirty_pages=50_000, stall_pages=100_000, vms=10_000,
+                 vm_rounds=3, sustained_s=30, seal_files=3)
 
 
 def quick(rounds):
     return Scale(quick=True, rounds=rounds or 2, snap_bytes=GIB // 2, snap_writes=25_000,
                  own_clones=5, unit_bytes=GIB // 2, tiles=64, many_clones=1000, window=30,
                  chain=300, chain_writes=4, random_reads=8_000, clones=25, clone_writes=1000,
-                 image_mib=256, memory_mib=128, unique_gib=1, qd1_ops=8_000, qd16_ops=20_000)
+                 image_mib=256, memory_mib=128, unique_gib=1, qd1_ops=8_000, qd16_ops=20_000,
+                 buffered_ops=25_000, density_bytes=GIB // 4, density_clones=16,
+                 scaling_bytes=GIB // 16, dirty_pages=25_000, stall_pages=50_000, vms=1000,
+                 vm_rounds=2, sustained_s=6, seal_files=2)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """cowfs and its peers, each as a directory to measure in.
 
-Every peer runs with its own defaults: what its users get. Python never touches
+XFS, btrfs and tmpfs run with their own defaults: what their users get;
+passthrough_hp in all its modes, of which the best counts. Python never touches
 a FUSE mount itself; only children with a time limit do, so a daemon that hangs
 costs a row and not the bench.
 """
@@ -73,6 +74,9 @@ class LoopTarget(Target):
     def mount(self):
         self.sandbox.run("mount", "-o", "loop", "-t", self.kind, self.image, self.directory)
 
+    def umount(self):
+        self.sandbox.run("umount", self.directory)
+
     def settled_bytes(self, quiet_s=2.0, most_s=15.0):
         """XFS holds space ahead of copies on write (128 KiB for each 4 KiB, in
         this bench) until it forgets the inode: by df, several times the data.
@@ -101,43 +105,113 @@ def loop_file_system(sandbox, kind, size_bytes):
             unmount(directory)
 
 
-@contextlib.contextmanager
-def passthrough_hp(sandbox, binary, size_bytes, splice=True):
-    """libfuse's example without passthrough: the floor of FUSE itself.
+# How passthrough_hp can be run without passthrough: each is best at something.
+# Without passthrough it asks for the writeback cache, but for --nocache.
+PASSTHROUGH_MODES = {
+    "splice": (),
+    "nosplice": ("--nosplice",),
+    "no writeback": ("--nosplice", "--nocache"),
+    "direct-io": ("--nosplice", "--direct-io"),
+    "io_uring": ("--nosplice", "-o", "io_uring"),
+    "io_uring, direct-io": ("--nosplice", "--direct-io", "-o", "io_uring"),
+}
+PEER = "passthrough_hp"
 
-    Without passthrough it asks for the writeback cache, as facts for a fair
-    race want it. With splice it reads faster one at a time, without it many at
-    a time, so both stand in the table.
-    """
+
+def passthrough_name(mode):
+    """As it stands in the table: with its options, so that it can be repeated."""
+    return " ".join([PEER, *PASSTHROUGH_MODES[mode]])
+
+
+@contextlib.contextmanager
+def passthrough_hp(sandbox, binary, volume, mode):
+    """libfuse's example without passthrough over a directory: the floor of FUSE
+    itself. Several may serve one directory, each with a page cache of its own:
+    what a file holds does not matter to those who time it."""
     if not os.access(binary, os.X_OK):
         raise Skip(f"{binary.name} is missing (scripts/deps builds it)")
-    name = "passthrough_hp" if splice else "passthrough_hp --nosplice"
-    with sandbox.volume("passthrough-source", size_bytes) as volume:
-        directory = sandbox.new_path("passthrough")
-        directory.mkdir()
-        options = ["--nopassthrough", "--foreground"] + ([] if splice else ["--nosplice"])
-        child = subprocess.Popen([binary, *options, volume, directory],
-                                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    name = passthrough_name(mode)
+    directory = sandbox.new_path("passthrough")
+    directory.mkdir()
+    words = [binary, "--nopassthrough", "--foreground", *PASSTHROUGH_MODES[mode], volume, directory]
+    with uring_allowed() if "io_uring" in mode else contextlib.nullcontext():
+        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                  stderr=subprocess.DEVNULL)
+        wait_until(lambda: str(directory) in mount_points() or child.poll() is not None, 10)
         try:
-            mounted = wait_until(lambda: str(directory) in mount_points() or
-                                 child.poll() is not None, 10)
-            if not mounted or child.poll() is not None:
+            if str(directory) not in mount_points() or child.poll() is not None:
                 raise Skip(f"{name} did not mount (status {child.returncode})")
-            target = Target(name, sandbox, directory, volume, fuse=True)
-            target.pids = lambda: [child.pid]
-            yield target
-        finally:
-            unmount(directory)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(5)
-            if child.poll() is None:
-                child.kill()
-                child.wait()
+            sandbox.run("ls", directory)  # it has begun to serve
+        except BaseException:
+            _stop_child(child, directory)
+            raise
+    try:
+        target = Target(name, sandbox, directory, volume, fuse=True)
+        target.pids = lambda: [child.pid]
+        yield target
+    finally:
+        _stop_child(child, directory)
+
+
+def _stop_child(child, directory):
+    unmount(directory)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(5)
+    if child.poll() is None:
+        child.kill()
+        child.wait()
+
+
+URING_SWITCH = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
+
+
+@contextlib.contextmanager
+def uring_allowed():
+    """FUSE over io_uring is a switch of the whole kernel. A connection that has
+    begun keeps what it has, so it is thrown for the time of a mount only."""
+    try:
+        before = URING_SWITCH.read_text("ascii").strip()
+    except OSError:
+        raise Skip("this kernel has no FUSE over io_uring") from None
+    try:
+        URING_SWITCH.write_text("Y", "ascii")
+    except OSError as e:
+        raise Skip(f"FUSE over io_uring cannot be switched on: {e.strerror}") from None
+    try:
+        yield
+    finally:
+        URING_SWITCH.write_text(before, "ascii")
 
 
 class CowfsTarget(Target):
     binary = store = None
+    options = ()
+
+    def mount(self):
+        """Its mount command; returns the seconds that it took."""
+        words = ["-o", ",".join(self.options)] if self.options else []
+        # Into a file: a daemon that keeps stderr open would keep a pipe
+        # open too, and run() would wait for its end.
+        log = self.sandbox.new_path("cowfs.log")
+        started = time.monotonic()
+        try:
+            self.sandbox.run("sh", "-c", 'log=$1; shift; exec "$@" >"$log" 2>&1', "sh", log,
+                             self.binary, "mount", *words, self.store, self.directory,
+                             timeout_s=60)
+        except CommandFailed:
+            raise CommandFailed([self.binary], "mount failed", log.read_text("utf-8")) from None
+        return time.monotonic() - started
+
+    def umount(self):
+        self.command("umount", self.directory)
+
+    def kill(self):
+        """kill -9 of all that serves it, and the dead mount taken away."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.pids(), 10, 0.01)
+        unmount(self.directory)
 
     def command(self, *words):
         return self.sandbox.run(self.binary, *words)
@@ -162,24 +236,25 @@ class CowfsTarget(Target):
 @contextlib.contextmanager
 def cowfs(sandbox, binary, size_bytes, options=()):
     """A new store on a volume of its own, mounted with the defaults + options."""
-    with sandbox.volume("store", size_bytes) as volume:
-        directory = sandbox.new_path("cowfs")
-        directory.mkdir()
-        target = CowfsTarget("cowfs", sandbox, directory, volume, fuse=True)
-        target.binary, target.store = binary, volume / "store"
-        words = ["-o", ",".join(options)] if options else []
-        try:
-            # Into a file: a daemon that keeps stderr open would keep a pipe
-            # open too, and run() would wait for its end.
-            log = sandbox.new_path("cowfs.log")
-            try:
-                sandbox.run("sh", "-c", 'log=$1; shift; exec "$@" >"$log" 2>&1', "sh", log,
-                            binary, "mount", *words, target.store, directory, timeout_s=60)
-            except CommandFailed:
-                raise CommandFailed([binary], "mount failed", log.read_text("utf-8")) from None
-            yield target
-        finally:
-            _stop_cowfs(target)
+    with sandbox.volume("store", size_bytes) as volume, \
+            cowfs_on(sandbox, binary, volume, options) as target:
+        yield target
+
+
+@contextlib.contextmanager
+def cowfs_on(sandbox, binary, volume, options=()):
+    """A new store in a directory that is there, mounted."""
+    directory = sandbox.new_path("cowfs")
+    directory.mkdir()
+    name = " ".join(["cowfs", *(["-o", ",".join(options)] if options else [])])
+    target = CowfsTarget(name, sandbox, directory, volume, fuse=True)
+    target.binary, target.store, target.options = binary, volume / "store", tuple(options)
+    try:
+        with uring_allowed() if "io_uring" in options else contextlib.nullcontext():
+            target.mount()
+        yield target
+    finally:
+        _stop_cowfs(target)
 
 
 def _stop_cowfs(target):

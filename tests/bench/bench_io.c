@@ -13,26 +13,14 @@
  * file system on which dropping does not work cannot look fast. COUNT 0 means
  * the whole file.
  */
-#include <fcntl.h>
 #include <stdbool.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include "bench_common.h"
+#include "bench_file.h"
 
 static const char usage[] =
     "bench_io fill FILE BYTES SEED\n"
     "       bench_io write FILE COUNT SEED\n"
     "       bench_io read FILE random|sequential COUNT SEED buffered|direct";
-
-static uint64_t size_of(int fd, const char *path)
-{
-    struct stat st;
-    if (fstat(fd, &st) != 0)
-        die("%s", path);
-    return (uint64_t)st.st_size;
-}
 
 static void write_all(int fd, const char *path, const void *data, size_t bytes, uint64_t offset)
 {
@@ -95,41 +83,6 @@ static void scatter(const char *path, uint64_t count, uint64_t seed)
     sync_and_tell(fd, path, started);
     block_picker_free(&picker);
     free(buffer);
-}
-
-static uint64_t resident_pages(int fd, const char *path, uint64_t bytes)
-{
-    size_t page_count = (size_t)((bytes + BLOCK_BYTES - 1) / BLOCK_BYTES);
-    void *map = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
-    if (map == MAP_FAILED)
-        die("mmap of %s", path);
-    unsigned char *seen = malloc(page_count);
-    if (!seen || mincore(map, bytes, seen) != 0)
-        die("mincore of %s", path);
-    uint64_t resident = 0;
-    for (size_t i = 0; i < page_count; i++)
-        resident += seen[i] & 1;
-    free(seen);
-    munmap(map, bytes);
-    return resident;
-}
-
-static void drop_cache(const char *path)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        die("%s", path);
-    uint64_t bytes = size_of(fd, path);
-    /* Dirty pages cannot be dropped. */
-    if (fsync(fd) != 0)
-        die("fsync of %s", path);
-    int error = posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-    if (error) {
-        errno = error;
-        die("dropping the pages of %s", path);
-    }
-    printf("resident_pages %llu\n", (unsigned long long)resident_pages(fd, path, bytes));
-    close(fd);
 }
 
 static void timed_read(const char *path, bool random, uint64_t count, uint64_t seed, bool direct)
