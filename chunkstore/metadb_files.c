@@ -139,6 +139,16 @@ int wal_mark_take(const char *path, struct wal_mark *mark)
     return each_file(path, find_newest_wal, mark);
 }
 
+bool wal_mark_advance(const char *path, struct wal_mark *mark)
+{
+    struct stat st;
+    g_autofree char *name = g_strdup_printf("%s/%06" G_GUINT64_FORMAT ".log", path, mark->number);
+    if (mark->number == 0 || stat(name, &st) != 0 || st.st_size <= mark->size_bytes)
+        return false;
+    mark->size_bytes = st.st_size;
+    return true;
+}
+
 static int cut_wal(void *context, int dir_fd, const char *name)
 {
     const struct wal_mark *mark = context;

@@ -104,6 +104,9 @@ uint64_t db_dir_bytes(const char *path);
 /* Removes what RocksDB forgets; only while we have it open for writing. */
 void db_dir_tidy(const char *path);
 int wal_mark_take(const char *path, struct wal_mark *mark);
+/* After a write: the same, if that went to the log of the mark, else false. Spares
+ * listing the directory at each commit. */
+bool wal_mark_advance(const char *path, struct wal_mark *mark);
 int wal_mark_roll_back(const char *path, const struct wal_mark *mark);
 bool reserve_exists(const char *path);
 /* 0 if it is there now. */

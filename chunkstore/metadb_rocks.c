@@ -180,6 +180,7 @@ int rocks_open_handle(struct rocks *rocks, enum rocks_state state, struct errmsg
 {
     char *error_text = NULL;
     g_assert(!rocks->handle);
+    rocks->mark = (struct wal_mark){0};
     if (state == ROCKS_READ_ONLY)
         rocks->handle = rocksdb_open_for_read_only(rocks->options, rocks->path, 0, &error_text);
     else if (state == ROCKS_RESCUED)

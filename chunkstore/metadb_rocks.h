@@ -32,6 +32,7 @@ struct rocks {
     rocksdb_t *handle;
     int open_error;
     bool has_reserve;
+    struct wal_mark mark; /* for the next write, serialised as in 2; number 0: to be taken */
     char *path;
     rocksdb_options_t *options;
     rocksdb_options_t *rescue_options;

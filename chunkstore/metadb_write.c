@@ -99,19 +99,20 @@ static void add_to_batch(void *context, const struct record *record)
 /* On failure the handle has been opened again as well as can be. */
 static int try_write(struct rocks *rocks, rocksdb_writebatch_t *batch)
 {
-    struct wal_mark mark;
     char *error_text = NULL;
     int error = is_writable(rocks) ? 0 : reopen(rocks, NULL);
     if (!error && !is_writable(rocks))
         error = -ENOSPC;
-    if (!error)
-        error = wal_mark_take(rocks->path, &mark);
+    if (!error && rocks->mark.number == 0)
+        error = wal_mark_take(rocks->path, &rocks->mark);
     if (error)
         return error;
     rocksdb_write(rocks->handle, rocks->write_options, batch, &error_text);
     error = rocks_take_error(error_text, rocks->path, "writing a commit");
     if (error)
-        reopen(rocks, &mark);
+        reopen(rocks, &rocks->mark);
+    else if (!wal_mark_advance(rocks->path, &rocks->mark))
+        rocks->mark.number = 0; /* RocksDB has begun a new log */
     return error;
 }
 

@@ -122,6 +122,7 @@ void segments_durable(struct segments *s); /* that flip's commit is durable */
  * unlinks empty segments. Calls segments_synchronize first. Slow; called by
  * the reclaim thread (one at a time). Returns the bytes given back. */
 uint64_t segments_punch(struct segments *s);
+bool segments_punch_waits(struct segments *s);  /* it would find something to do */
 bool segments_have_garbage(struct segments *s); /* something waits for flip or punch */
 uint64_t segments_garbage_bytes(struct segments *s);
 

@@ -145,13 +145,27 @@ void segments_group_release(struct segments *s, chunk_t first)
     pthread_mutex_unlock(&s->free_lock);
 }
 
+/* Under free_lock. */
+static bool punch_waits(const struct segments *s)
+{
+    return s->punchable->len > 0 || s->unlinkable->len > 0 || s->released->len > 0;
+}
+
+bool segments_punch_waits(struct segments *s)
+{
+    pthread_mutex_lock(&s->free_lock);
+    bool waits = punch_waits(s);
+    pthread_mutex_unlock(&s->free_lock);
+    return waits;
+}
+
 uint64_t segments_punch(struct segments *s)
 {
     pthread_mutex_lock(&s->free_lock);
     GArray *runs = s->punchable;
     GPtrArray *unlinks = s->unlinkable;
     GArray *released = s->released;
-    bool none = runs->len == 0 && unlinks->len == 0 && released->len == 0;
+    bool none = !punch_waits(s);
     if (!none) {
         s->released = g_array_new(FALSE, FALSE, sizeof(chunk_t));
         s->punchable = g_array_new(FALSE, FALSE, sizeof(struct chunk_run));

@@ -16,7 +16,10 @@
 #include <stdatomic.h>
 #include <time.h>
 
-enum { PARTICIPANTS_MAX = 8 };
+enum {
+    PARTICIPANTS_MAX = 8,
+    BACKGROUND_SHARE = 4, /* of the dirty limit: what background work may use is 1 / this */
+};
 
 struct txn {
     struct metadb *db;
@@ -31,9 +34,12 @@ struct txn {
     atomic_int_fast64_t dirty_bytes;
     atomic_bool freed; /* since the last flip: a commit has been asked for */
 
-    pthread_mutex_t commit_lock; /* held by the one who commits */
-    atomic_uint_fast64_t flips;  /* flips done (under commit_lock) */
-    uint64_t durable_flips;      /* flips whose commit is durable (commit_lock) */
+    pthread_mutex_t commit_lock;        /* held by the one who commits */
+    atomic_uint_fast64_t flips;         /* flips done (under commit_lock) */
+    atomic_uint_fast64_t durable_flips; /* flips whose commit is durable (under commit_lock) */
+    pthread_mutex_t sync_lock;          /* held by the one who syncs the segments */
+    atomic_uint_fast64_t syncs;         /* begun (under sync_lock) */
+    uint64_t syncs_done;                /* of these, the last that succeeded (sync_lock) */
     atomic_int last_error;
     atomic_int sync_error; /* sticky: data may be lost below */
 
@@ -75,6 +81,7 @@ struct txn *txn_new(struct metadb *db, struct segments *segments, struct counts 
     pthread_rwlockattr_destroy(&attr);
 
     pthread_mutex_init(&t->commit_lock, NULL);
+    pthread_mutex_init(&t->sync_lock, NULL);
     pthread_mutex_init(&t->lock, NULL);
     pthread_condattr_t clock;
     pthread_condattr_init(&clock);
@@ -122,9 +129,9 @@ static void kick_locked(struct txn *t, unsigned delay_ms)
     }
 }
 
-void txn_throttle(struct txn *t)
+/* A commit is asked for at half the limit, and waited for at the limit. */
+static void throttle(struct txn *t, int64_t limit)
 {
-    int64_t limit = (int64_t)t->config.dirty_limit_bytes;
     int64_t dirty = dirty_now(t);
     if (dirty <= limit / 2)
         return;
@@ -144,6 +151,16 @@ void txn_throttle(struct txn *t)
             pthread_cond_wait(&t->progress, &t->lock);
     }
     pthread_mutex_unlock(&t->lock);
+}
+
+void txn_throttle(struct txn *t)
+{
+    throttle(t, (int64_t)t->config.dirty_limit_bytes);
+}
+
+void txn_throttle_background(struct txn *t)
+{
+    throttle(t, (int64_t)t->config.dirty_limit_bytes / BACKGROUND_SHARE);
 }
 
 void txn_note_freed(struct txn *t)
@@ -170,32 +187,58 @@ static void flip(struct txn *t)
     pthread_rwlock_unlock(&t->gate);
 }
 
+/* The bytes written before the call are durable on return; a sync that began
+ * after the call serves as well. */
+static int sync_segments(struct txn *t)
+{
+    uint64_t wanted = atomic_load(&t->syncs) + 1;
+    pthread_mutex_lock(&t->sync_lock);
+    int error = atomic_load(&t->sync_error);
+    /* After an error a second fdatasync would succeed and prove nothing. */
+    if (!error && t->syncs_done < wanted) {
+        uint64_t number = atomic_fetch_add(&t->syncs, 1) + 1;
+        error = segments_sync(t->segments);
+        if (error)
+            /* Never -ENOSPC, which stands for what can be tried again: this cannot,
+             * so nobody may go on changing what will not become durable. */
+            atomic_store(&t->sync_error, error == -ENOSPC ? -EIO : error);
+        else
+            t->syncs_done = number;
+    }
+    pthread_mutex_unlock(&t->sync_lock);
+    return error;
+}
+
+static bool wants_reclaim(struct txn *t)
+{
+    bool wants = segments_punch_waits(t->segments);
+    for (unsigned i = 0; i < t->participant_count && !wants; i++)
+        wants = t->participants[i].reclaim;
+    return wants;
+}
+
 /* The part after the flip; repeated until it succeeds. */
 static int make_durable(struct txn *t)
 {
-    int error = atomic_load(&t->sync_error);
-    if (error)
-        return error; /* a second fdatasync would succeed and prove nothing */
-    error = segments_sync(t->segments);
-    if (error)
-        /* Never -ENOSPC, which stands for what can be tried again: this cannot,
-         * so nobody may go on changing what will not become durable. */
-        atomic_store(&t->sync_error, error == -ENOSPC ? -EIO : error);
-    else
+    int error = sync_segments(t);
+    if (!error)
         error = metadb_commit(t->db);
     if (error)
         return error;
-    t->durable_flips = atomic_load(&t->flips);
+    atomic_store(&t->durable_flips, atomic_load(&t->flips));
     counts_durable(t->node_counts);
     counts_durable(t->chunk_counts);
     segments_durable(t->segments);
     for (unsigned i = 0; i < t->participant_count; i++)
         if (t->participants[i].durable)
             t->participants[i].durable(t->participants[i].arg);
-    pthread_mutex_lock(&t->lock);
-    t->reclaim_wanted++;
-    pthread_cond_signal(&t->wake_reclaim);
-    pthread_mutex_unlock(&t->lock);
+    /* Most fsyncs free nothing: they need not pay for a thread's wake-up. */
+    if (wants_reclaim(t)) {
+        pthread_mutex_lock(&t->lock);
+        t->reclaim_wanted++;
+        pthread_cond_signal(&t->wake_reclaim);
+        pthread_mutex_unlock(&t->lock);
+    }
     return 0;
 }
 
@@ -204,10 +247,10 @@ int txn_commit(struct txn *t)
     uint64_t wanted = atomic_load(&t->flips) + 1;
     int error = 0;
     pthread_mutex_lock(&t->commit_lock);
-    if (t->durable_flips < wanted) {
+    if (atomic_load(&t->durable_flips) < wanted) {
         /* An earlier flip that failed has to get through first: its overlay
          * is still the committing one. */
-        if (t->durable_flips < atomic_load(&t->flips))
+        if (atomic_load(&t->durable_flips) < atomic_load(&t->flips))
             error = make_durable(t);
         if (!error) {
             flip(t);
@@ -224,6 +267,18 @@ int txn_commit(struct txn *t)
     pthread_mutex_unlock(&t->commit_lock);
     int sticky = atomic_load(&t->sync_error);
     return error ? error : sticky;
+}
+
+uint64_t txn_next(struct txn *t)
+{
+    return atomic_load(&t->flips) + 1;
+}
+
+int txn_sync_data(struct txn *t, uint64_t number)
+{
+    if (atomic_load(&t->durable_flips) < number)
+        return txn_commit(t);
+    return sync_segments(t);
 }
 
 void txn_kick(struct txn *t, unsigned delay_ms)
@@ -324,6 +379,7 @@ void txn_free(struct txn *t)
     g_assert(!t->started);
     pthread_rwlock_destroy(&t->gate);
     pthread_mutex_destroy(&t->commit_lock);
+    pthread_mutex_destroy(&t->sync_lock);
     pthread_mutex_destroy(&t->lock);
     pthread_cond_destroy(&t->wake);
     pthread_cond_destroy(&t->wake_reclaim);
@@ -348,8 +404,5 @@ int txn_error(struct txn *t)
 
 uint64_t txn_commits(struct txn *t)
 {
-    pthread_mutex_lock(&t->commit_lock);
-    uint64_t commits = t->durable_flips;
-    pthread_mutex_unlock(&t->commit_lock);
-    return commits;
+    return atomic_load(&t->durable_flips);
 }

@@ -66,6 +66,9 @@ void txn_enter(struct txn *t);
 void txn_exit(struct txn *t);
 /* Waits while so much is changed and not committed that memory is at risk. */
 void txn_throttle(struct txn *t);
+/* The same for work that nobody waits for, and much earlier: it must not fill
+ * the room in which others change things without waiting. */
+void txn_throttle_background(struct txn *t);
 /* Chunks lost their last owner: asks for a commit within free_delay_ms, which
  * gives their space back. Inside the gate; cheap. */
 void txn_note_freed(struct txn *t);
@@ -75,6 +78,11 @@ void txn_note_dirty(struct txn *t, int64_t bytes);
 /* Makes durable all changes that were made before the call. Concurrent
  * callers share one commit. */
 int txn_commit(struct txn *t);
+/* The number of the commit that a change made now, inside the gate, is part of. */
+uint64_t txn_next(struct txn *t);
+/* Makes durable the bytes written to segments before the call, and the changes
+ * of commit `number`: by a commit only if it is not durable yet. */
+int txn_sync_data(struct txn *t, uint64_t number);
 /* Asks for a commit within delay_ms, does not wait. */
 void txn_kick(struct txn *t, unsigned delay_ms);
 /* Waits until the space freed by durable commits has been given back. */

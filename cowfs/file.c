@@ -89,11 +89,13 @@ void content_changed(struct inode *inode, uint64_t size_bytes, unsigned flags)
     txn_enter(fs->txn);
     pthread_mutex_lock(&inode->attr_lock);
     struct inode_attr *a = &inode->attr;
+    bool times_only = size_bytes <= a->size_bytes;
     if (size_bytes > a->size_bytes)
         a->size_bytes = size_bytes;
     if (!(flags & CHANGED_KEEP_TIMES))
         inode_touch_mtime(inode);
-    if (flags & CHANGED_KILL_SUID) {
+    if (flags & CHANGED_KILL_SUID && a->mode & (S_ISUID | S_ISGID)) {
+        times_only = false;
         a->mode &= ~(uint32_t)S_ISUID;
         if (a->mode & S_IXGRP)
             a->mode &= ~(uint32_t)S_ISGID;
@@ -103,9 +105,13 @@ void content_changed(struct inode *inode, uint64_t size_bytes, unsigned flags)
     if (a->has_capability && !(flags & CHANGED_KEEP_TIMES)) {
         a->has_capability = false;
         drop_capability = true;
+        times_only = false;
     }
     pthread_mutex_unlock(&inode->attr_lock);
-    inode_mark_dirty(inode);
+    if (times_only)
+        inode_mark_times(inode);
+    else
+        inode_mark_dirty(inode);
     if (!(flags & CHANGED_NO_SEAL))
         sealer_note_write(fs, inode);
     if (drop_capability) /* as local file systems do (security/commoncap.c) */

@@ -416,6 +416,14 @@ int fs_commit(struct fs *fs)
     return fs->config.read_only ? 0 : txn_commit(fs->txn);
 }
 
+int fs_sync_file(struct inode *inode, bool data_only)
+{
+    struct fs *fs = inode->fs;
+    if (!data_only || fs->config.read_only)
+        return fs_commit(fs);
+    return txn_sync_data(fs->txn, atomic_load(&inode->changed_in));
+}
+
 int fs_may_change(struct fs *fs)
 {
     if (fs->config.read_only)

@@ -81,6 +81,9 @@ int fs_close(struct fs *fs);
 
 /* All that was acknowledged so far is durable on return. */
 int fs_commit(struct fs *fs);
+/* The same for what was written to one file. data_only: as fdatasync(2), which
+ * needs no commit if no chunk was mapped since the last one. */
+int fs_sync_file(struct inode *inode, bool data_only);
 
 /* Chunks that have an owner, and how many owners came by deduplication. */
 uint64_t fs_chunks_live(struct fs *fs);

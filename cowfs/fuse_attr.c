@@ -83,7 +83,12 @@ void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
         pthread_mutex_lock(&inode->attr_lock);
         set_attributes(inode, attr, to_set);
         pthread_mutex_unlock(&inode->attr_lock);
-        inode_mark_dirty(inode);
+        /* The kernel sends the times of its cached writes before each fsync. */
+        if (to_set & (FUSE_SET_ATTR_MODE | FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID |
+                      FUSE_SET_ATTR_KILL_SUID))
+            inode_mark_dirty(inode);
+        else
+            inode_mark_times(inode);
         txn_exit(fs->txn);
     }
     struct stat st;

@@ -140,10 +140,14 @@ void op_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off
 /* Also fsyncdir: there is one commit for all. */
 void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
-    (void)ino;
-    (void)datasync;
     (void)fi;
-    reply_status(req, fs_commit(mount_of(req)->fs));
+    struct inode *inode;
+    int error = mount_inode(mount_of(req), ino, &inode);
+    if (error == 0) {
+        error = fs_sync_file(inode, datasync != 0);
+        inode_put(inode);
+    }
+    reply_status(req, error);
 }
 
 void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,

@@ -274,6 +274,14 @@ void inode_forget_all(struct inode_cache *cache)
 
 void inode_mark_dirty(struct inode *inode)
 {
+    uint64_t commit = txn_next(inode->fs->txn);
+    if (atomic_load(&inode->changed_in) != commit)
+        atomic_store(&inode->changed_in, commit);
+    inode_mark_times(inode);
+}
+
+void inode_mark_times(struct inode *inode)
+{
     /* Inside the gate it can only become true. */
     if (atomic_load(&inode->dirty))
         return;

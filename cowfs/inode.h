@@ -71,6 +71,7 @@ struct inode {
     uint64_t nlookup;     /* under the cache's lock */
     atomic_bool dirty;    /* in the list of changed inodes; set under the cache's lock inside
                               the gate, cleared at the flip */
+    atomic_uint_fast64_t changed_in; /* the commit of the last change that fdatasync(2) covers */
     bool reaping;         /* claimed by the reaper; cache's lock */
     atomic_bool unsealed; /* has been written since the sealer was through with it */
     atomic_int_fast64_t written_ms; /* CLOCK_MONOTONIC, last write (for the sealer) */
@@ -102,6 +103,8 @@ void inode_forget(struct inode_cache *cache, uint64_t ino, uint64_t nlookup);
 void inode_forget_all(struct inode_cache *cache); /* at unmount */
 
 void inode_mark_dirty(struct inode *inode);
+/* The same when only times have changed, which fdatasync(2) leaves out. */
+void inode_mark_times(struct inode *inode);
 /* ctime (and mtime) = now; attr_lock held, inside the gate. */
 void inode_touch_ctime(struct inode *inode);
 void inode_touch_mtime(struct inode *inode);
