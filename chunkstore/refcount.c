@@ -405,56 +405,88 @@ int counts_seal(struct counts *c, uint64_t first, uint32_t n)
     return 0;
 }
 
-int counts_unseal(struct counts *c, uint64_t id)
+static void unseal_part(struct shard *s, struct count_group *g, struct part p)
 {
-    struct part p = part_of(id, 1);
-    struct shard *s = shard_of(c, p.group_id);
-    struct count_group *g;
-    pthread_mutex_lock(&s->lock);
-    int error = shard_get(c, s, p.group_id, &g);
-    /* With merges it was found by its content, so it is in the index. */
-    if (!error && group_flag(g, p.index) == FLAG_SEALED) {
-        size_t before = group_bytes(g);
+    size_t before = group_bytes(g);
+    for (unsigned i = p.index; i < p.index + p.n; i++) {
+        /* With merges it was found by its content, so it is in the index. */
+        if (group_flag(g, i) != FLAG_SEALED)
+            continue;
         make_dirty(s, g);
         group_expand_flags(g);
-        g->flags[p.index] = 0;
-        s->bytes += group_bytes(g) - before;
+        g->flags[i] = 0;
     }
-    pthread_mutex_unlock(&s->lock);
-    return error;
+    s->bytes += group_bytes(g) - before;
 }
 
-int counts_merge(struct counts *c, uint64_t id)
+int counts_unseal(struct counts *c, uint64_t first, uint32_t n)
 {
-    struct part p = part_of(id, 1);
-    struct shard *s = shard_of(c, p.group_id);
-    struct count_group *g;
-    pthread_mutex_lock(&s->lock);
-    int error = shard_get(c, s, p.group_id, &g);
-    if (!error) {
-        unsigned i = p.index;
-        uint32_t count = group_count(g, i);
-        uint8_t flags = group_flag(g, i);
-        /* Half of the range is kept free, so that copying a node that holds
-         * many merged chunks cannot overflow. */
-        if (count == 0 || !(flags & FLAG_SEALED) || count >= UINT32_MAX / 2) {
-            error = -ENOENT;
-        } else {
-            size_t before = group_bytes(g);
-            make_dirty(s, g);
-            group_expand_counts(g);
-            g->counts[i]++;
-            bitmap_set(g->shared_running, i);
-            if ((flags & MERGES_MAX) < MERGES_MAX) {
-                group_expand_flags(g);
-                g->flags[i]++;
-                atomic_fetch_add(&c->merges, 1);
-            }
-            s->bytes += group_bytes(g) - before;
+    int result = 0;
+    for (uint32_t done = 0; done < n;) {
+        struct part p = part_of(first + done, n - done);
+        struct shard *s = shard_of(c, p.group_id);
+        struct count_group *g;
+        pthread_mutex_lock(&s->lock);
+        int error = shard_get(c, s, p.group_id, &g);
+        if (error)
+            result = error;
+        else
+            unseal_part(s, g, p);
+        pthread_mutex_unlock(&s->lock);
+        done += p.n;
+    }
+    return result;
+}
+
+/* Half of the range is kept free, so that copying a node that holds many merged
+ * chunks cannot overflow. */
+static bool may_merge(const struct count_group *g, unsigned i)
+{
+    uint32_t count = group_count(g, i);
+    return count > 0 && count < UINT32_MAX / 2 && group_flag(g, i) & FLAG_SEALED;
+}
+
+static void merge_part(struct counts *c, struct shard *s, struct count_group *g, struct part p)
+{
+    size_t before = group_bytes(g);
+    unsigned merges = 0;
+    make_dirty(s, g);
+    group_expand_counts(g);
+    group_expand_flags(g);
+    for (unsigned i = p.index; i < p.index + p.n; i++) {
+        g->counts[i]++;
+        bitmap_set(g->shared_running, i);
+        if ((g->flags[i] & MERGES_MAX) < MERGES_MAX) {
+            g->flags[i]++;
+            merges++;
         }
     }
-    pthread_mutex_unlock(&s->lock);
-    return error;
+    atomic_fetch_add(&c->merges, merges);
+    s->bytes += group_bytes(g) - before;
+}
+
+int counts_merge(struct counts *c, uint64_t first, uint32_t n, uint32_t *merged)
+{
+    int error = 0;
+    *merged = 0;
+    while (*merged < n && !error) {
+        struct part p = part_of(first + *merged, n - *merged);
+        struct shard *s = shard_of(c, p.group_id);
+        struct count_group *g;
+        unsigned wanted = p.n;
+        pthread_mutex_lock(&s->lock);
+        error = shard_get(c, s, p.group_id, &g);
+        if (!error) {
+            for (p.n = 0; p.n < wanted && may_merge(g, p.index + p.n); p.n++)
+                ;
+            if (p.n > 0)
+                merge_part(c, s, g, p);
+            *merged += p.n;
+            error = p.n < wanted ? -ENOENT : 0;
+        }
+        pthread_mutex_unlock(&s->lock);
+    }
+    return *merged ? 0 : error;
 }
 
 void counts_flip(struct counts *c)

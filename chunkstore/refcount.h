@@ -75,13 +75,14 @@ int counts_alike_run(struct counts *c, uint64_t first, uint32_t n, struct count_
 /* Marks chunks that have an owner as sealed. The caller excludes writers. */
 int counts_seal(struct counts *c, uint64_t first, uint32_t n);
 
-/* Takes the mark back from a chunk that was not entered in the index, if it
- * still has an owner. */
-int counts_unseal(struct counts *c, uint64_t id);
+/* Takes the mark back from chunks that were not entered in the index, as far as
+ * they still have an owner. */
+int counts_unseal(struct counts *c, uint64_t first, uint32_t n);
 
-/* Deduplication: one owner more for `id`, counted as a merge, if it has an
- * owner and is sealed, else -ENOENT. */
-int counts_merge(struct counts *c, uint64_t id);
+/* Deduplication: one owner more for each number from `first` on, counted as a
+ * merge, as long as they have an owner and are sealed: *merged of them, at most n.
+ * -ENOENT if not even the first is. */
+int counts_merge(struct counts *c, uint64_t first, uint32_t n, uint32_t *merged);
 
 /* Commit, called by txn.c. flip: under the exclusive gate, writes changed
  * groups to the metadb's running overlay. durable: that is on disk. */

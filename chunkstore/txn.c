@@ -18,7 +18,7 @@
 
 enum {
     PARTICIPANTS_MAX = 8,
-    BACKGROUND_SHARE = 4, /* of the dirty limit: what background work may use is 1 / this */
+    BACKGROUND_SHARE = 2, /* of the dirty limit: what background work may use is 1 / this */
 };
 
 struct txn {

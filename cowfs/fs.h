@@ -56,6 +56,7 @@ struct fs {
     struct inode_cache *inodes;
     struct slot_streams *streams; /* packed slots for copy on write (slots.h) */
     struct sealer *sealer;
+    atomic_uint_fast64_t seal_batches_begun, seal_batches_ended; /* seal.c */
     struct reaper *reaper;
     struct damage *damage;     /* chunks that are known to be wrong (damage.h) */
     atomic_bool reads_checked; /* chunks_read has more to do than to read */

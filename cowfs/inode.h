@@ -68,14 +68,14 @@ struct inode {
     pthread_mutex_t attr_lock;
     struct inode_attr attr;
     atomic_int_fast64_t refs;
-    uint64_t nlookup;     /* under the cache's lock */
-    atomic_bool dirty;    /* in the list of changed inodes; set under the cache's lock inside
+    uint64_t nlookup;  /* under the cache's lock */
+    atomic_bool dirty; /* in the list of changed inodes; set under the cache's lock inside
                               the gate, cleared at the flip */
     atomic_uint_fast64_t changed_in; /* the commit of the last change that fdatasync(2) covers */
-    bool reaping;         /* claimed by the reaper; cache's lock */
-    atomic_bool unsealed; /* has been written since the sealer was through with it */
-    atomic_int_fast64_t written_ms; /* CLOCK_MONOTONIC, last write (for the sealer) */
-    GList lru_link;                 /* inode.c's own: in the shard's LRU while evictable */
+    bool reaping;                    /* claimed by the reaper; cache's lock */
+    atomic_bool unsealed;            /* has been written since the sealer was through with it */
+    atomic_int_fast64_t written_ms;  /* CLOCK_MONOTONIC, last write (for the sealer) */
+    GList lru_link;                  /* inode.c's own: in the shard's LRU while evictable */
     GList dirty_link;
     bool in_lru;
 };

@@ -285,14 +285,15 @@ void node_set_run(struct node *n, unsigned index, unsigned count, uint64_t first
     pthread_rwlock_unlock(&n->lock);
 }
 
-bool node_exchange(struct node *n, unsigned index, uint64_t expected, uint64_t value)
+bool node_exchange(struct node *n, unsigned index, unsigned count, uint64_t expected,
+                   uint64_t value)
 {
     unsigned alike;
     pthread_rwlock_wrlock(&n->lock);
-    bool same = node_run_unlocked(n, index, 1, &alike) == expected;
+    bool same = node_run_unlocked(n, index, count, &alike) == expected && alike == count;
     if (same) {
         size_t before = node_bytes(n);
-        node_set_run_unlocked(n, index, 1, value);
+        node_set_run_unlocked(n, index, count, value);
         mark_dirty(n, before);
     }
     pthread_rwlock_unlock(&n->lock);

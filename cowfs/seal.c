@@ -46,12 +46,21 @@ struct batch {
     struct item *items;
     struct content_query *queries; /* as many as items, and so are the entries */
     struct content_entry *entries;
-    unsigned entry_count; /* to be added to the index */
-    uint8_t *data;        /* of all items, so that twins can be compared */
+    unsigned entry_count;         /* to be added to the index */
+    uint8_t *data;                /* of all items, so that twins can be compared */
+    uint8_t *work;                /* what they are compared with */
+    chunk_t chunk_min, chunk_max; /* of all items */
     unsigned count, max;
+    const struct seal_pace *pace; /* may be NULL */
 };
 
-enum { BATCH_BYTES = 1 << 20 };
+enum {
+    BATCH_CHUNKS = NODE_ENTRIES, /* of 4 KiB: what a leaf maps, so that it stays one run */
+    BATCH_BYTES = BATCH_CHUNKS * 4096,
+    COMPARE_CHUNKS_MIN = 4,  /* read at once to be compared: at first, */
+    COMPARE_CHUNKS_MAX = 32, /* and when it goes well */
+    LOOKUPS_MAX = 64,        /* hashes looked up at once */
+};
 
 /* Step 1. */
 static int mark(struct batch *b, uint64_t index, uint64_t limit, uint64_t *next)
@@ -80,6 +89,8 @@ static int mark(struct batch *b, uint64_t index, uint64_t limit, uint64_t *next)
             error = counts_seal(fs->chunk_counts, e.chunk, n);
             for (uint32_t i = 0; i < n && !error; i++)
                 b->items[b->count++] = (struct item){.index = index + i, .chunk = e.chunk + i};
+            b->chunk_min = MIN(b->chunk_min, e.chunk);
+            b->chunk_max = MAX(b->chunk_max, e.chunk + n - 1);
         }
         looked += n;
         index += n;
@@ -117,28 +128,80 @@ static bool is_alive(struct fs *fs, chunk_t chunk)
     return counts_get(fs->chunk_counts, chunk, &info) == 0 && info.count > 0 && info.sealed;
 }
 
-/* Step 3 for one chunk that has something in the index. */
-static int compare_with_found(struct batch *b, struct item *it, const uint8_t *data, uint8_t *work)
+/* Is one of the n chunks from `first` on its way in this very batch? (By their range,
+ * which may say yes too often.) */
+static bool is_own(const struct batch *b, chunk_t first, uint64_t n)
+{
+    return first <= b->chunk_max && first + n > b->chunk_min;
+}
+
+/*
+ * Of the n chunks from `first` on, how many are alive and sealed. `guessed`: they were
+ * not found by their hashes, but follow one that was. Such a chunk may be on its way in
+ * another batch, which may take its mark back (then it could be overwritten, and sealed
+ * again). So a guess counts only if no other batch was under way from before the look at
+ * the counts to its end; batches count themselves before they mark anything.
+ */
+static int usable_run(struct batch *b, chunk_t first, uint32_t n, bool guessed, uint32_t *usable)
 {
     struct fs *fs = b->fs;
     struct count_info info;
-    if (it->found == it->chunk)
+    uint64_t ended = atomic_load(&fs->seal_batches_ended);
+    uint64_t begun = atomic_load(&fs->seal_batches_begun);
+    *usable = 0;
+    if (guessed && (begun != ended + 1 || is_own(b, first, n)))
         return 0;
-    int error = counts_get(fs->chunk_counts, it->found, &info);
-    if (error)
-        return error;
-    if (info.count == 0 || !info.sealed) {
-        it->findable = true; /* a leftover of a freed chunk: replaced */
-        return 0;
-    }
-    error = chunks_read(fs, it->found, 0, work, fs->chunk_bytes);
-    if (error == -EIO) {
-        it->findable = true; /* damaged: ours takes its place in the index */
-        return 0;
-    }
-    if (!error && memcmp(work, data, fs->chunk_bytes) == 0)
-        it->equal = it->found;
+    int error = counts_alike_run(fs->chunk_counts, first, n, &info, usable);
+    if (error || info.count == 0 || !info.sealed ||
+        (guessed && atomic_load(&fs->seal_batches_begun) != begun))
+        *usable = 0;
     return error;
+}
+
+/*
+ * Step 3 for item i, for whose hash the index has `found`, and for those that follow
+ * it: what was equal to a run of chunks once mostly is so to its end, and comparing is
+ * several times cheaper than looking up. *equals: for how many it has set `equal`.
+ */
+static int compare_with_found(struct batch *b, unsigned i, chunk_t found, unsigned *equals)
+{
+    struct fs *fs = b->fs;
+    unsigned done = 0;
+    *equals = 0;
+    if (found == b->items[i].chunk)
+        return 0;
+    while (i + done < b->count) {
+        uint32_t step = done ? CLAMP(done, COMPARE_CHUNKS_MIN, COMPARE_CHUNKS_MAX) : 1;
+        uint32_t n = MIN(step, b->count - i - done), same = 0;
+        int error = usable_run(b, found + done, n, done > 0, &n);
+        if (error || n == 0) {
+            /* Nothing lives there: a leftover of a freed chunk, to be replaced. */
+            if (!error && done == 0)
+                b->items[i].findable = true;
+            return error;
+        }
+        error = chunks_read(fs, found + done, 0, b->work, n * (size_t)fs->chunk_bytes);
+        if (error == -EIO && done > 0)
+            break; /* one of them is damaged; which, their own look-ups will tell */
+        if (error == -EIO) {
+            b->items[i].findable = true; /* ours takes its place in the index */
+            return 0;
+        }
+        if (error)
+            return error;
+        const uint8_t *data = b->data + (size_t)(i + done) * fs->chunk_bytes;
+        while (same < n && memcmp(b->work + (size_t)same * fs->chunk_bytes,
+                                  data + (size_t)same * fs->chunk_bytes, fs->chunk_bytes) == 0) {
+            b->items[i + done + same].equal = found + done + same;
+            b->items[i + done + same].findable = false;
+            same++;
+        }
+        done += same;
+        *equals = done;
+        if (same < n)
+            break;
+    }
+    return 0;
 }
 
 /* Step 2. */
@@ -161,22 +224,37 @@ static int read_and_hash(struct batch *b)
     return error;
 }
 
-/* Step 3. */
+/* Looks up the hashes of `n` items from i on. */
+static int look_up(struct batch *b, unsigned i, unsigned n)
+{
+    for (unsigned k = 0; k < n; k++)
+        b->queries[k].hash = &b->items[i + k].hash;
+    int error = content_index_find_many(b->fs->db, b->queries, n, METADB_ALL);
+    for (unsigned k = 0; k < n && !error; k++) {
+        b->items[i + k].found = b->queries[k].found;
+        b->items[i + k].findable = b->queries[k].found == 0;
+    }
+    return error;
+}
+
+/* Step 3. Where equals were found a moment ago there will be more: then one hash at a
+ * time is looked up; else more and more of them. */
 static int find_equals(struct batch *b)
 {
-    struct fs *fs = b->fs;
-    for (unsigned i = 0; i < b->count; i++)
-        b->queries[i].hash = &b->items[i].hash;
-    int error = content_index_find_many(fs->db, b->queries, b->count, METADB_ALL);
-    uint8_t *work = g_malloc(fs->chunk_bytes);
-    for (unsigned i = 0; i < b->count && !error; i++) {
-        struct item *it = &b->items[i];
-        it->found = b->queries[i].found;
-        it->findable = it->found == 0;
-        if (it->found)
-            error = compare_with_found(b, it, b->data + (size_t)i * fs->chunk_bytes, work);
+    unsigned window = 1;
+    int error = 0;
+    for (unsigned i = 0, end; i < b->count && !error; i = end) {
+        unsigned n = MIN(window, b->count - i), hits = 0;
+        error = look_up(b, i, n);
+        for (end = i; end < i + n && !error;) {
+            unsigned equals = 0;
+            if (b->items[end].found)
+                error = compare_with_found(b, end, b->items[end].found, &equals);
+            hits += equals;
+            end += MAX(equals, 1);
+        }
+        window = hits ? 1 : MIN(window * 2, (unsigned)LOOKUPS_MAX);
     }
-    g_free(work);
     if (!error)
         find_twins(b);
     return error;
@@ -203,23 +281,54 @@ static void look_again(struct batch *b)
     }
 }
 
-/* Step 4 for one chunk; the leaf is pinned, lock and gate are held. */
-static int share(struct batch *b, struct node *leaf, struct item *it, bool *shared)
+/* Twins that came before have been dealt with. */
+static void resolve_twin(struct item *it)
 {
-    struct fs *fs = b->fs;
-    unsigned at = it->index % NODE_ENTRIES;
-    *shared = false;
-    if (node_entry(leaf, at) != it->chunk)
-        return 0; /* written over meanwhile */
     if (it->twin && it->twin->entered)
         it->equal = it->twin->chunk;
-    if (it->equal && counts_merge(fs->chunk_counts, it->equal) == 0) {
-        if (node_exchange(leaf, at, it->chunk, it->equal)) {
-            *shared = true;
-            return node_unref_chunks(fs->nodes, it->chunk, 1);
-        }
-        return node_unref_chunks(fs->nodes, it->equal, 1);
+}
+
+/* How many items from i on can be exchanged as one: neighbours in one leaf, whose
+ * chunks are neighbours, and their equals too. */
+static unsigned exchange_run(struct batch *b, unsigned i)
+{
+    struct item *it = &b->items[i];
+    unsigned n = 1;
+    resolve_twin(it);
+    for (; it->equal && i + n < b->count; n++) {
+        struct item *next = &b->items[i + n];
+        if (next->twin < it)
+            resolve_twin(next);
+        if (next->index != it->index + n || next->index % NODE_ENTRIES == 0 ||
+            next->chunk != it->chunk + n || next->equal != it->equal + n)
+            break;
     }
+    return n;
+}
+
+/* Step 4 for items from i on; the leaf is pinned, lock and gate are held. *n of them are
+ * done with, *shared of these now share the chunks of others. */
+static int share(struct batch *b, struct node *leaf, unsigned i, unsigned *n, uint64_t *shared)
+{
+    struct fs *fs = b->fs;
+    struct item *it = &b->items[i];
+    unsigned at = it->index % NODE_ENTRIES, alike;
+    *shared = 0;
+    *n = exchange_run(b, i);
+    if (node_run(leaf, at, *n, &alike) != it->chunk) {
+        *n = 1;
+        return 0; /* written over meanwhile */
+    }
+    *n = MIN(*n, alike);
+    uint32_t merged = 0;
+    if (it->equal && counts_merge(fs->chunk_counts, it->equal, *n, &merged) == 0) {
+        *n = merged;
+        if (!node_exchange(leaf, at, merged, it->chunk, it->equal))
+            return node_unref_chunks(fs->nodes, it->equal, merged);
+        *shared = merged;
+        return node_unref_chunks(fs->nodes, it->chunk, merged);
+    }
+    *n = 1;
     b->entries[b->entry_count++] = (struct content_entry){
         .hash = it->hash,
         .chunk = it->chunk,
@@ -231,10 +340,16 @@ static int share(struct batch *b, struct node *leaf, struct item *it, bool *shar
 
 static void unmark(struct batch *b)
 {
-    for (unsigned i = 0; i < b->count; i++)
-        if (!b->items[i].entered)
-            /* An error leaves it sealed: that is safe. */
-            counts_unseal(b->fs->chunk_counts, b->items[i].chunk);
+    for (unsigned i = 0, n; i < b->count; i += n) {
+        n = 1;
+        if (b->items[i].entered)
+            continue;
+        while (i + n < b->count && !b->items[i + n].entered &&
+               b->items[i + n].chunk == b->items[i].chunk + n)
+            n++;
+        /* An error leaves them sealed: that is safe. */
+        counts_unseal(b->fs->chunk_counts, b->items[i].chunk, n);
+    }
 }
 
 /* Step 4. */
@@ -248,18 +363,18 @@ static int share_all(struct batch *b, uint64_t *shared_count)
     b->entry_count = 0;
     struct node *leaf = NULL;
     uint64_t leaf_index = UINT64_MAX;
-    for (unsigned i = 0; i < b->count && !error; i++) {
-        struct item *it = &b->items[i];
-        bool shared;
-        if (it->index / NODE_ENTRIES != leaf_index) {
+    for (unsigned i = 0, n; i < b->count && !error; i += n) {
+        uint64_t index = b->items[i].index, shared = 0;
+        n = 1;
+        if (index / NODE_ENTRIES != leaf_index) {
             node_put(leaf);
             leaf = NULL;
-            leaf_index = it->index / NODE_ENTRIES;
-            error = map_find_leaf(fs->nodes, &b->inode->attr.map, it->index, &leaf);
+            leaf_index = index / NODE_ENTRIES;
+            error = map_find_leaf(fs->nodes, &b->inode->attr.map, index, &leaf);
         }
         if (error || !leaf)
             continue;
-        error = share(b, leaf, it, &shared);
+        error = share(b, leaf, i, &n, &shared);
         *shared_count += shared;
     }
     node_put(leaf);
@@ -270,41 +385,61 @@ static int share_all(struct batch *b, uint64_t *shared_count)
     return error;
 }
 
-int seal_file_part(struct fs *fs, struct inode *inode, uint64_t index, uint64_t limit,
-                   struct seal_result *out)
+static int seal_batch(struct batch *b, uint64_t limit, struct seal_result *out)
 {
-    struct batch b = {.fs = fs, .inode = inode, .max = BATCH_BYTES / fs->chunk_bytes};
+    struct fs *fs = b->fs;
+    b->count = 0;
+    b->chunk_min = UINT64_MAX;
+    b->chunk_max = 0;
+    atomic_fetch_add(&fs->seal_batches_begun, 1);
+    unsigned section = segments_read_enter(fs->segments);
+    int error = mark(b, out->next_index, MIN(limit, b->max), &out->next_index);
+    if (b->pace)
+        b->pace->fn(b->pace->arg, false);
+    if (!error)
+        error = read_and_hash(b);
+    if (!error)
+        error = find_equals(b);
+    if (b->pace)
+        b->pace->fn(b->pace->arg, true);
+    if (!error) {
+        error = share_all(b, &out->deduplicated_chunks);
+    } else {
+        txn_enter(fs->txn);
+        unmark(b);
+        txn_exit(fs->txn);
+    }
+    segments_read_exit(fs->segments, section);
+    atomic_fetch_add(&fs->seal_batches_ended, 1);
+    out->hashed_chunks += b->count;
+    return error;
+}
+
+int seal_file_part(struct fs *fs, struct inode *inode, uint64_t index, uint64_t limit,
+                   const struct seal_pace *pace, struct seal_result *out)
+{
+    struct batch b = {
+        .fs = fs,
+        .inode = inode,
+        .max = BATCH_BYTES / fs->chunk_bytes,
+        .pace = pace,
+    };
     *out = (struct seal_result){.next_index = index};
     b.items = g_new(struct item, b.max);
     b.queries = g_new(struct content_query, b.max);
     b.entries = g_new(struct content_entry, b.max);
     b.data = g_malloc(BATCH_BYTES);
+    b.work = g_malloc((size_t)COMPARE_CHUNKS_MAX * fs->chunk_bytes);
     int error = 0;
-    uint64_t looked = 0;
-    while (looked < limit && out->next_index != UINT64_MAX && !error) {
-        uint64_t from = out->next_index;
-        b.count = 0;
-        unsigned section = segments_read_enter(fs->segments);
-        error = mark(&b, from, min_u64(limit - looked, b.max), &out->next_index);
-        if (!error)
-            error = read_and_hash(&b);
-        if (!error)
-            error = find_equals(&b);
-        if (!error) {
-            error = share_all(&b, &out->deduplicated_chunks);
-        } else {
-            txn_enter(fs->txn);
-            unmark(&b);
-            txn_exit(fs->txn);
-        }
-        segments_read_exit(fs->segments, section);
-        out->hashed_chunks += b.count;
-        looked += b.max;
-        txn_throttle(fs->txn);
+    for (uint64_t looked = 0; looked < limit && out->next_index != UINT64_MAX && !error;
+         looked += b.max) {
+        error = seal_batch(&b, limit - looked, out);
+        txn_throttle_background(fs->txn);
     }
     g_free(b.items);
     g_free(b.queries);
     g_free(b.entries);
     g_free(b.data);
+    g_free(b.work);
     return error;
 }

@@ -8,19 +8,22 @@
 #include "cowfs/file_internal.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 enum {
-    PART_CHUNKS = 256, /* looked at between two pauses */
-    CLEAN_STEP = 4096, /* index records removed in one transaction */
+    PART_CHUNKS = 512, /* looked at between two pauses */
+    CLEAN_STEP = 512,  /* index records removed in one transaction */
+    NICE = 10,
 };
 
 struct sealer {
     struct fs *fs;
     pthread_t thread;
     bool running;
+    bool may_idle; /* the thread can leave SCHED_IDLE again; its own */
     pthread_mutex_t lock;
     pthread_cond_t wake;
     bool stop;
@@ -86,8 +89,32 @@ static void clean_index(struct sealer *s)
         more = more && !s->stop;
         pthread_mutex_unlock(&s->lock);
         if (more)
-            txn_throttle(s->fs->txn);
+            txn_throttle_background(s->fs->txn);
     }
+}
+
+/*
+ * Virtual machines come first: hashing and comparing take only what CPU time nobody
+ * else wants (SCHED_IDLE). A nice value is not enough, since it has a share even so, and
+ * is not preempted at once. But while it holds locks that others wait for, the thread
+ * must get on.
+ */
+static void pace(void *arg, bool locks)
+{
+    struct sealer *s = arg;
+    struct sched_param none = {0};
+    if (s->may_idle)
+        sched_setscheduler(0, locks ? SCHED_OTHER : SCHED_IDLE, &none);
+}
+
+/* On Linux the nice value, and the policy, are a thread's. Leaving SCHED_IDLE takes the
+ * right to lower one's nice value. */
+static void lower_priority(struct sealer *s)
+{
+    setpriority(PRIO_PROCESS, 0, NICE + 1);
+    s->may_idle = setpriority(PRIO_PROCESS, 0, NICE) == 0;
+    if (s->may_idle)
+        setpriority(PRIO_PROCESS, 0, 0);
 }
 
 /* Seals a file to its end; false if it is being written, or on stop. */
@@ -103,7 +130,8 @@ static bool seal_file(struct sealer *s, struct inode *inode)
         int64_t t0 = now_ms();
         if (fs_may_change(fs) != 0)
             return false;
-        int error = seal_file_part(fs, inode, index, PART_CHUNKS, &r);
+        int error = seal_file_part(fs, inode, index, PART_CHUNKS,
+                                   &(struct seal_pace){.fn = pace, .arg = s}, &r);
         if (error) {
             g_warning("sealing inode %" G_GUINT64_FORMAT ": %s", inode->ino, g_strerror(-error));
             return true;
@@ -173,8 +201,7 @@ static void round_of_files(struct sealer *s)
 static void *sealer_main(void *arg)
 {
     struct sealer *s = arg;
-    /* Virtual machines come first. On Linux the nice value is a thread's. */
-    setpriority(PRIO_PROCESS, 0, 10);
+    lower_priority(s);
     int64_t period = MIN(MAX(s->fs->config.seal_delay_ms / 4, 50), 5000);
     while (!pause_ms(s, period)) {
         if (s->fs->config.seal_background)

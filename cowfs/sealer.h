@@ -29,9 +29,15 @@ struct seal_result {
     uint64_t hashed_chunks;
     uint64_t deduplicated_chunks; /* of those: found their equal */
 };
-/* Seals chunks of the file from `index` on, at most `limit` of them looked at.
- * From any thread. The caller holds a reference. */
+/* fn is called before (locks: false) and after (true) the part that holds no locks and
+ * takes nearly all the time. */
+struct seal_pace {
+    void (*fn)(void *arg, bool locks);
+    void *arg;
+};
+/* Seals chunks of the file from `index` on, at most `limit` of them looked at. `pace` may
+ * be NULL. From any thread. The caller holds a reference. */
 int seal_file_part(struct fs *fs, struct inode *inode, uint64_t index, uint64_t limit,
-                   struct seal_result *out);
+                   const struct seal_pace *pace, struct seal_result *out);
 
 #endif

@@ -151,11 +151,15 @@ START_TEST(an_exchange_wants_what_it_expects)
     struct node *n;
     ck_assert_int_eq(node_new(nodes, 1, &n), 0);
     node_set_run(n, 0, 4, 1000);
-    ck_assert(!node_exchange(n, 2, 1001, 5000));
-    ck_assert(node_exchange(n, 2, 1002, 5000));
+    ck_assert(!node_exchange(n, 2, 1, 1001, 5000));
+    ck_assert(node_exchange(n, 2, 1, 1002, 5000));
     ck_assert_uint_eq(node_entry(n, 1), 1001);
     ck_assert_uint_eq(node_entry(n, 2), 5000);
     ck_assert_uint_eq(node_entry(n, 3), 1003);
+    ck_assert(!node_exchange(n, 0, 3, 1000, 6000)); /* all or none */
+    ck_assert_uint_eq(node_entry(n, 0), 1000);
+    ck_assert(node_exchange(n, 0, 2, 1000, 6000));
+    ck_assert_uint_eq(node_entry(n, 1), 6001);
     node_put(n);
 }
 END_TEST

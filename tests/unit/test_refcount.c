@@ -169,13 +169,14 @@ END_TEST
 START_TEST(a_mark_can_be_taken_back_until_somebody_relied_on_it)
 {
     struct count_info info;
+    uint32_t merged;
     inc(base, 2);
     ck_assert_int_eq(counts_seal(counts, base, 2), 0);
-    ck_assert_int_eq(counts_unseal(counts, base), 0);
-    ck_assert_int_eq(counts_unseal(counts, base + 2), 0); /* has no owner */
+    ck_assert_int_eq(counts_unseal(counts, base, 1), 0);
+    ck_assert_int_eq(counts_unseal(counts, base + 2, 1), 0); /* has no owner */
     ck_assert(is_exclusive(base));
-    ck_assert_int_eq(counts_merge(counts, base + 1), 0);
-    ck_assert_int_eq(counts_unseal(counts, base + 1), 0);
+    ck_assert_int_eq(counts_merge(counts, base + 1, 1, &merged), 0);
+    ck_assert_int_eq(counts_unseal(counts, base + 1, 1), 0);
     ck_assert_int_eq(counts_get(counts, base + 1, &info), 0);
     ck_assert(info.sealed && info.merges == 1);
     commit();
@@ -232,16 +233,38 @@ START_TEST(below_zero_is_damage_and_touches_nothing_else)
 }
 END_TEST
 
+START_TEST(merging_goes_by_runs_and_stops_at_what_is_not_sealed)
+{
+    struct count_info info;
+    uint64_t first = base + COUNT_GROUP - 3;
+    uint32_t merged;
+    inc(first, 8);
+    ck_assert_int_eq(counts_seal(counts, first, 5), 0);
+    ck_assert_int_eq(counts_merge(counts, first + 1, 7, &merged), 0);
+    ck_assert_uint_eq(merged, 4);
+    for (unsigned i = 0; i < 8; i++) {
+        ck_assert_int_eq(counts_get(counts, first + i, &info), 0);
+        ck_assert_uint_eq(info.count, i >= 1 && i < 5 ? 2 : 1);
+    }
+    ck_assert_int_eq(counts_unseal(counts, first, 8), 0);
+    for (unsigned i = 0; i < 8; i++) {
+        ck_assert_int_eq(counts_get(counts, first + i, &info), 0);
+        ck_assert(info.sealed == (i >= 1 && i < 5));
+    }
+}
+END_TEST
+
 START_TEST(merging_takes_living_sealed_chunks_only)
 {
     struct count_info info;
     struct counts_stats stats;
-    ck_assert_int_eq(counts_merge(counts, base), -ENOENT);
+    uint32_t merged;
+    ck_assert_int_eq(counts_merge(counts, base, 1, &merged), -ENOENT);
     inc(base, 1);
-    ck_assert_int_eq(counts_merge(counts, base), -ENOENT);
+    ck_assert_int_eq(counts_merge(counts, base, 1, &merged), -ENOENT);
     ck_assert_int_eq(counts_seal(counts, base, 1), 0);
-    ck_assert_int_eq(counts_merge(counts, base), 0);
-    ck_assert_int_eq(counts_merge(counts, base), 0);
+    ck_assert_int_eq(counts_merge(counts, base, 1, &merged), 0);
+    ck_assert_int_eq(counts_merge(counts, base, 1, &merged), 0);
     ck_assert_int_eq(counts_get(counts, base, &info), 0);
     ck_assert_uint_eq(info.count, 3);
     ck_assert_uint_eq(info.merges, 2);
@@ -253,7 +276,7 @@ START_TEST(merging_takes_living_sealed_chunks_only)
     ck_assert_uint_eq(info.merges, 1);
     dec(base, 1);
     dec(base, 1);
-    ck_assert_int_eq(counts_merge(counts, base), -ENOENT);
+    ck_assert_int_eq(counts_merge(counts, base, 1, &merged), -ENOENT);
     counts_stats(counts, &stats);
     ck_assert_int_eq((int64_t)stats.merges, -2); /* two were there when it was loaded */
 }
@@ -408,6 +431,7 @@ int main(void)
     tcase_add_test(tc, a_mark_can_be_taken_back_until_somebody_relied_on_it);
     tcase_add_test(tc, births_and_deaths_are_told_once_by_runs);
     tcase_add_test(tc, below_zero_is_damage_and_touches_nothing_else);
+    tcase_add_test(tc, merging_goes_by_runs_and_stops_at_what_is_not_sealed);
     tcase_add_test(tc, merging_takes_living_sealed_chunks_only);
     tcase_add_loop_test(tc, random_changes_match_a_model, 0, 8);
     tcase_add_test(tc, damaged_records_are_refused_not_obeyed);
