@@ -524,6 +524,25 @@ START_TEST(writing_takes_setuid_away)
 }
 END_TEST
 
+START_TEST(fdatasync_commits_only_what_is_mapped_anew)
+{
+    write_filled(file, 4 * CHUNK, 0, 1);
+    ck_assert_int_eq(fs_sync_file(file, true), 0);
+    uint64_t commits = txn_commits(fs->txn);
+    write_filled(file, CHUNK, CHUNK, 2); /* in place */
+    ck_assert_int_eq(fs_sync_file(file, true), 0);
+    ck_assert_uint_eq(txn_commits(fs->txn), commits);
+    ck_assert_int_eq(fs_sync_file(file, false), 0); /* times, too */
+    ck_assert_uint_eq(txn_commits(fs->txn), commits + 1);
+    write_filled(file, CHUNK, 4 * CHUNK, 3); /* a new chunk, a new size */
+    ck_assert_int_eq(fs_sync_file(file, true), 0);
+    ck_assert_uint_eq(txn_commits(fs->txn), commits + 2);
+    write_filled(file, 1, 3, 4);
+    ck_assert_int_eq(fs_sync_file(file, true), 0);
+    ck_assert_uint_eq(txn_commits(fs->txn), commits + 2);
+}
+END_TEST
+
 static Suite *make_suite(void)
 {
     Suite *suite = suite_create("file");
@@ -555,6 +574,7 @@ static Suite *make_suite(void)
     tcase_add_test(tc, on_a_full_disk_all_works_that_needs_no_new_chunk);
     tcase_add_test(tc, changes_set_the_times);
     tcase_add_test(tc, writing_takes_setuid_away);
+    tcase_add_test(tc, fdatasync_commits_only_what_is_mapped_anew);
     suite_add_tcase(suite, tc);
     return suite;
 }

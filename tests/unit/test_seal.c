@@ -194,6 +194,29 @@ static struct content_hash weak_hash(const void *data, size_t bytes,
     return (struct content_hash){.bytes = {1, 2, 3, 4, 5, 6, 7, p[0] & 2}};
 }
 
+START_TEST(runs_that_are_equal_in_parts_are_shared_in_these_parts)
+{
+    struct cowfs_ioc_seal total;
+    for (unsigned i = 0; i < 700; i++)
+        write_filled(file, CHUNK, (uint64_t)i * CHUNK, i);
+    seal_all(file, &total);
+    uint64_t before = live();
+    /* The same, 13 chunks later; every 50th one differs, and a piece in the middle has moved. */
+    for (unsigned i = 0; i < 700; i++) {
+        unsigned seed = i % 50 == 49 ? 5000 + i : i >= 300 && i < 340 ? i + 100 : i;
+        write_filled(second, CHUNK, (uint64_t)(i + 13) * CHUNK, seed);
+    }
+    seal_all(second, &total);
+    ck_assert_uint_eq(total.deduplicated, (700 - 14) * CHUNK);
+    ck_assert_uint_eq(live(), before + 14);
+    for (unsigned i = 0; i < 700; i++) {
+        unsigned seed = i % 50 == 49 ? 5000 + i : i >= 300 && i < 340 ? i + 100 : i;
+        assert_filled(second, CHUNK, (uint64_t)(i + 13) * CHUNK, seed);
+        assert_filled(file, CHUNK, (uint64_t)i * CHUNK, i);
+    }
+}
+END_TEST
+
 /* Structure only: the recorded hashes are not what fsck would compute. */
 static void assert_structure(void)
 {
@@ -466,6 +489,7 @@ static Suite *make_suite(void)
     tcase_add_test(tc, what_is_sealed_is_never_overwritten_in_place);
     tcase_add_test(tc, a_leaf_that_clones_share_is_exchanged_for_all_of_them);
     tcase_add_test(tc, equals_of_a_clone_that_went_its_own_way_are_found_too);
+    tcase_add_test(tc, runs_that_are_equal_in_parts_are_shared_in_these_parts);
     tcase_add_loop_test(tc, contents_with_one_hash_are_both_kept, 0, 2);
     tcase_add_test(tc, the_index_forgets_freed_chunks);
     tcase_add_test(tc, a_freed_chunk_that_the_index_still_knows_is_not_shared);
