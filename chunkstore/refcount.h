@@ -97,6 +97,9 @@ struct counts_stats {
 };
 void counts_stats(struct counts *c, struct counts_stats *out);
 
+/* The record of a group, for repair; nothing if all counts are 0. */
+struct wbuf;
+void counts_encode(const struct count_info info[COUNT_GROUP], struct wbuf *out);
 /* The codec of a group record, for fsck: calls fn for each run of equal
  * (count, sealed, merges). -EUCLEAN if the record is damaged. */
 int counts_decode(const void *record, size_t len,

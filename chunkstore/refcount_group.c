@@ -98,6 +98,18 @@ void group_encode(const struct count_group *g, struct wbuf *out)
     }
 }
 
+void counts_encode(const struct count_info info[COUNT_GROUP], struct wbuf *out)
+{
+    uint32_t counts[COUNT_GROUP];
+    uint8_t flags[COUNT_GROUP];
+    struct count_group g = {.counts = counts, .flags = flags};
+    for (unsigned i = 0; i < COUNT_GROUP; i++) {
+        counts[i] = info[i].count;
+        flags[i] = (uint8_t)((info[i].sealed ? FLAG_SEALED : 0) | (info[i].merges & MERGES_MAX));
+    }
+    group_encode(&g, out);
+}
+
 int counts_decode(const void *record, size_t len,
                   void (*fn)(void *arg, uint32_t first, uint32_t n, struct count_info info),
                   void *arg)

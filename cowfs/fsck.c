@@ -67,8 +67,7 @@ static int check_maps_and_chunks(struct fsck *f)
     return error;
 }
 
-/* All that is in the database. */
-static int check(struct fsck *f)
+int fsck_check_database(struct fsck *f)
 {
     bool unfinished;
     int error = fsck_load_meta(f, &unfinished);
@@ -90,7 +89,7 @@ static int check(struct fsck *f)
     return error;
 }
 
-static void fsck_init(struct fsck *f)
+void fsck_init(struct fsck *f)
 {
     f->segments = g_array_new(FALSE, FALSE, sizeof(struct fsck_segment));
     f->inodes = g_array_new(FALSE, FALSE, sizeof(struct fsck_inode));
@@ -100,7 +99,7 @@ static void fsck_init(struct fsck *f)
     node_table_init(&f->nodes);
 }
 
-static void fsck_clear(struct fsck *f)
+void fsck_clear(struct fsck *f)
 {
     g_array_free(f->segments, TRUE);
     g_array_free(f->inodes, TRUE);
@@ -124,7 +123,7 @@ static int check_locked(struct fsck *f, struct errmsg *err)
         f->report->complete = true;
         return 0;
     }
-    error = check(f);
+    error = fsck_check_database(f);
     if (error == -EUCLEAN || error == -EIO) {
         /* RocksDB has put the details into the log. What the phases after
          * this one would compare with is not known: the end. */

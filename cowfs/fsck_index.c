@@ -23,6 +23,18 @@ enum { HASH_BYTES = sizeof(struct content_hash), READ_BYTES = 1 << 20 };
 
 /* ---- freed chunks ---- */
 
+/* Runs come by their first chunk. Those that overlap become one, or a look-up
+ * would find the later one alone. */
+static void add_dead(struct fsck *f, struct dead_run run)
+{
+    struct dead_run *last =
+        f->dead->len ? &g_array_index(f->dead, struct dead_run, f->dead->len - 1) : NULL;
+    if (last && run.first - last->first < last->count)
+        last->count = max_u64(last->count, run.first - last->first + run.count);
+    else
+        g_array_append_val(f->dead, run);
+}
+
 int fsck_load_dead(struct fsck *f)
 {
     struct cursor c;
@@ -34,7 +46,7 @@ int fsck_load_dead(struct fsck *f)
         if (r.bad || rbuf_left(&r) || run.count == 0 || run.count > SEGMENT_SLOTS)
             fsck_undecodable(f, &c);
         else
-            g_array_append_val(f->dead, run);
+            add_dead(f, run);
     }
     return cursor_close(&c);
 }

@@ -304,4 +304,10 @@ struct fsck {
     uint64_t highest_ino;
 };
 
+/* Tables of a zeroed *f, whose options, report, path and sb the caller fills in. */
+void fsck_init(struct fsck *f);
+void fsck_clear(struct fsck *f); /* closes f->db */
+/* All that is in f->db. */
+int fsck_check_database(struct fsck *f);
+
 #endif

@@ -80,6 +80,8 @@ int names_check(const char *name);
 /* The codec of a directory record, for fsck: calls fn for each entry. */
 int names_decode(const void *record, size_t len,
                  int (*fn)(void *arg, uint64_t ino, uint32_t type, const char *name), void *arg);
+/* Appends an entry to a record, for repair; an empty one gets its beginning. */
+void names_encode(struct wbuf *record, uint64_t ino, uint32_t type, const char *name);
 uint64_t names_hash(const struct fs *fs, const char *name, size_t len);
 
 /* Extended attributes (xattr.c). Sizes as getxattr(2): size 0 asks for the

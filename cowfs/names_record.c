@@ -156,16 +156,23 @@ static void copy_others(const struct dirent_slot *slot, struct wbuf *out)
     }
 }
 
+void names_encode(struct wbuf *record, uint64_t ino, uint32_t type, const char *name)
+{
+    size_t name_len = strlen(name);
+    g_assert(name_len <= NAMES_NAME_MAX && ino >> (64 - TYPE_BITS) == 0);
+    if (record->len == 0)
+        wbuf_put_u8(record, DIRENT_RECORD_VERSION);
+    wbuf_put_varint(record, ino << TYPE_BITS | (type & S_IFMT) >> TYPE_SHIFT);
+    wbuf_put_u8(record, (uint8_t)name_len);
+    wbuf_put_bytes(record, name, name_len);
+}
+
 static void put_entry(struct fs *fs, struct dirent_slot *slot, const char *name, uint64_t ino,
                       uint32_t type)
 {
     struct wbuf record = {0};
-    size_t name_len = strlen(name);
-    g_assert(name_len <= NAMES_NAME_MAX && ino >> (64 - TYPE_BITS) == 0);
     copy_others(slot, &record);
-    wbuf_put_varint(&record, ino << TYPE_BITS | (type & S_IFMT) >> TYPE_SHIFT);
-    wbuf_put_u8(&record, (uint8_t)name_len);
-    wbuf_put_bytes(&record, name, name_len);
+    names_encode(&record, ino, type, name);
     metadb_put(fs->db, slot->key, slot->key_len, record.data, record.len);
     wbuf_free(&record);
 }

@@ -112,7 +112,8 @@ int node_unref_chunks(struct node_cache *cache, uint64_t first_entry, unsigned n
  */
 int node_fill_slots(struct node *n, unsigned index, unsigned count, chunk_t *first, unsigned *got);
 
-/* The codec, for fsck: decodes a record into level and 512 entries. */
+/* The codec, for fsck: decodes a record into level and 512 entries, and back. */
+void node_encode_entries(unsigned level, uint64_t entries[NODE_ENTRIES], struct wbuf *out);
 int node_decode(const void *record, size_t len, unsigned *level, uint64_t entries[NODE_ENTRIES]);
 
 struct node_cache_stats {

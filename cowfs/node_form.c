@@ -186,6 +186,12 @@ void node_encode(const struct node *n, struct wbuf *out)
     }
 }
 
+void node_encode_entries(unsigned level, uint64_t entries[NODE_ENTRIES], struct wbuf *out)
+{
+    struct node n = {.level = (uint8_t)level, .entries = entries};
+    node_encode(&n, out);
+}
+
 int node_decode(const void *record, size_t len, unsigned *level, uint64_t entries[NODE_ENTRIES])
 {
     struct rbuf r = rbuf_of(record, len);

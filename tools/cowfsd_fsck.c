@@ -19,20 +19,28 @@ enum { FSCK_CLEAN = 0, FSCK_ERRORS = 4, FSCK_FAILED = 8, FSCK_MISUSED = 16, FSCK
 static const char help[] =
     "Usage: cowfs fsck [OPTION]... STORE\n"
     "Checks the structure of a store that is not mounted: every count, every reference, the\n"
-    "names, the content index. Tells damage apart by kind. Changes nothing. A store that was not\n"
-    "closed in order is checked as of its last commit.\n"
+    "names, the content index. Tells damage apart by kind. Changes nothing, unless told to "
+    "repair.\n"
+    "A store that was not closed in order is checked as of its last commit.\n"
     "\n"
     "  -c, --check-data  also read all sealed chunks and compare them with their hashes\n"
+    "  -r, --repair      make it sound again: count what can be counted, give a name in "
+    "/lost+found\n"
+    "                    to what has lost its own, make an error (EIO) of what is lost, never\n"
+    "                    zeros. All in one commit, and only if nothing would be wrong afterwards\n"
+    "  -n, --dry-run     with --repair: only tell what would be done\n"
+    "  -l, --log FILE    with --repair: write what was done, and every record that was removed,\n"
+    "                    to FILE (default: STORE.repair-TIME.log)\n"
     "  -v, --verbose     all findings, not only the first of each kind; progress\n"
     "  -j, --json        report as JSON\n"
     "  -h, --help        show this help\n"
-    "  -a, -f, -n, -p, -y are accepted, for fsck(8), and change nothing\n"
+    "  -a, -f, -p, -y are accepted, for fsck(8), and change nothing\n"
     "\n"
     "Leaks are leftovers that cost space but show nobody wrong bytes; they are told, and leave\n"
     "the exit status alone.\n"
     "\n"
-    "Exit status: 0 no errors, 4 errors found, 8 the check could not be made, 16 misused,\n"
-    "32 cancelled.\n"
+    "Exit status: 0 no errors, 1 errors repaired, 4 errors found and not repaired, 8 the check\n"
+    "could not be made, 16 misused, 32 cancelled.\n"
     "\n"
     "Example:\n"
     "  cowfs umount /var/lib/vms && cowfs fsck /srv/vms.cowfs\n";
@@ -84,7 +92,7 @@ static void on_signal(int number)
     (void)number;
     if (write(STDERR_FILENO, text, sizeof(text) - 1) < 0)
         _exit(FSCK_FAILED);
-    _exit(FSCK_CANCELLED); /* nothing is open for writing */
+    _exit(FSCK_CANCELLED); /* a repair is one commit: it is done, or nothing is */
 }
 
 static void set(json_t *object, const char *key, uint64_t value)
@@ -180,20 +188,29 @@ static int check(const char *store, bool check_data, struct front *f)
 int cmd_fsck(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"check-data", no_argument, NULL, 'c'},
-        {"verbose", no_argument, NULL, 'v'},
-        {"json", no_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
+        {"check-data", no_argument, NULL, 'c'}, {"repair", no_argument, NULL, 'r'},
+        {"dry-run", no_argument, NULL, 'n'},    {"log", required_argument, NULL, 'l'},
+        {"verbose", no_argument, NULL, 'v'},    {"json", no_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'h'},       {0},
     };
     struct front f = {0};
-    bool check_data = false;
+    struct repair_front ask = {.as_json = false};
+    bool check_data = false, repair = false;
     int option;
 
-    while ((option = tool_getopt(argc, argv, "cvjhafnpy", options)) != -1) {
+    while ((option = tool_getopt(argc, argv, "crnl:vjhafpy", options)) != -1) {
         switch (option) {
         case 'c':
             check_data = true;
+            break;
+        case 'r':
+            repair = true;
+            break;
+        case 'n':
+            ask.dry_run = true;
+            break;
+        case 'l':
+            ask.log_path = optarg;
             break;
         case 'v':
             f.verbose = true;
@@ -205,7 +222,6 @@ int cmd_fsck(int argc, char **argv)
             return tool_help(help);
         case 'a':
         case 'f':
-        case 'n':
         case 'p':
         case 'y':
             break;
@@ -217,6 +233,10 @@ int cmd_fsck(int argc, char **argv)
         tool_misused("exactly one store is needed");
         return FSCK_MISUSED;
     }
+    if (repair && check_data) {
+        tool_misused("--check-data and --repair: one after the other");
+        return FSCK_MISUSED;
+    }
     f.progress = isatty(STDERR_FILENO) && (f.verbose || isatty(STDOUT_FILENO));
     f.findings = json_array();
     log_to_stderr(G_LOG_LEVEL_WARNING);
@@ -224,7 +244,8 @@ int cmd_fsck(int argc, char **argv)
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    int status = check(argv[optind], check_data, &f);
+    ask.as_json = f.as_json;
+    int status = repair ? repair_store(argv[optind], &ask) : check(argv[optind], check_data, &f);
     json_decref(f.findings);
     return status;
 }

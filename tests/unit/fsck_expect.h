@@ -18,6 +18,9 @@ void fsck_expect_kinds(const struct fsck_store *s, bool check_data, const enum f
 #define fsck_expect(s, check_data, ...)                                     \
     fsck_expect_kinds(s, check_data, (const enum fsck_kind[]){__VA_ARGS__}, \
                       sizeof((enum fsck_kind[]){__VA_ARGS__}) / sizeof(enum fsck_kind), 0)
+/* Has it repaired: a dry run changes nothing, and after the real one fsck finds
+ * nothing, a second one has nothing to do, and the store can be used. */
+void fsck_expect_repair(const struct fsck_store *s, const char *what);
 void fsck_expect_clean(const struct fsck_store *s, bool check_data);
 
 /*
@@ -37,7 +40,7 @@ struct damage {
             __VA_ARGS__, FSCK_KINDS \
         }                           \
     }
-/* Makes a store, damages it, runs fsck. */
+/* Makes a store, damages it, runs fsck; then repairs it. */
 void fsck_expect_damage(const struct damage *damage);
 
 #endif
