@@ -118,10 +118,14 @@ static unsigned open_files_limit(void)
     return MAX((unsigned)limit.rlim_cur / 2, 8);
 }
 
-/* The newest segment goes on being filled. */
+/* The newest shared segment goes on being filled. */
 static void choose_current(struct segments *s)
 {
-    struct segment *seg = table_get(s, atomic_load(&s->highest_id));
+    struct segment *seg = NULL;
+    uint64_t id = 0;
+    for (struct segment *next; (next = segment_next(s, &id));)
+        if (!(atomic_load(&next->flags) & SEGMENT_HOME))
+            seg = next;
     struct stat st;
     char name[SEGMENT_NAME_BYTES];
     if (!seg || s->read_only || atomic_load(&seg->cursor) == SEGMENT_SLOTS)
@@ -155,6 +159,7 @@ int segments_open(const char *path, uint32_t chunk_bytes, uint64_t reserve_bytes
     pthread_mutex_init(&s->fd_lock, NULL);
     pthread_mutex_init(&s->unsynced_lock, NULL);
     pthread_mutex_init(&s->changed_lock, NULL);
+    pthread_mutex_init(&s->home_lock, NULL);
     s->open_list = g_ptr_array_new();
     s->unsynced_list = g_ptr_array_new();
     s->changed_list = g_ptr_array_new();
@@ -203,6 +208,7 @@ void segments_close(struct segments *s)
     pthread_mutex_destroy(&s->fd_lock);
     pthread_mutex_destroy(&s->unsynced_lock);
     pthread_mutex_destroy(&s->changed_lock);
+    pthread_mutex_destroy(&s->home_lock);
     g_free(s->path);
     free(s);
 }

@@ -19,6 +19,12 @@
  * end the store truncates each segment to its cursor and punches the unowned
  * slots of the flagged ones (segments_reclaim).
  *
+ * A *home segment* belongs to one file: chunk i of the file lies in slot i, so
+ * the segment's file has the file's bytes from offset 0 on (flat.h). It has room
+ * for SEGMENT_HOME_SLOTS chunks, its slots are chosen by its file, not handed out
+ * in turn, and its file may end within its last chunk: what is behind the end
+ * reads as zeros.
+ *
  * Threads: all functions from any thread, except where said. Data I/O holds
  * no lock. Errors: 0 or negative errno; -EIO also for a read that ends early
  * (a segment file that was truncated by somebody).
@@ -34,6 +40,10 @@
 #include <sys/uio.h>
 
 enum { SLOT_GROUP = 512 };
+
+/* The last group of the numbers is left out, so that no run of chunks goes on in
+ * the next segment. */
+#define SEGMENT_HOME_SLOTS (UINT32_MAX - SLOT_GROUP + 1)
 
 typedef uint64_t chunk_t; /* chunk number; 0 means: no chunk */
 
@@ -128,7 +138,8 @@ uint64_t segments_garbage_bytes(struct segments *s);
 
 /*
  * After an unclean end: truncate to the cursors now (at open), and punch the
- * slots without owner of flagged segments. `owned` tells for a run of slots
+ * slots without owner of flagged segments, and, if the end was `unclean`, of
+ * home segments that were being filled. `owned` tells for a run of slots
  * beginning at `first` whether the first is owned, and how many after it are
  * alike (1..limit); negative errno on error. It asks only about slots that
  * earlier processes handed out. To be called before the first
@@ -138,7 +149,54 @@ uint64_t segments_garbage_bytes(struct segments *s);
  */
 typedef int (*segments_owned_fn)(void *arg, chunk_t first, uint32_t limit, bool *owned,
                                  uint32_t *alike);
-int segments_reclaim(struct segments *s, segments_owned_fn owned, void *arg);
+int segments_reclaim(struct segments *s, bool unclean, segments_owned_fn owned, void *arg);
+
+/*
+ * Home segments (segment_home.c). The life of one:
+ *
+ *     segments_home_new      held: its maker writes to it
+ *     segments_home_begin    filling: one file, its filler, gives chunks to slots
+ *     segments_home_freeze   frozen: nobody gives a chunk to a slot any more
+ *     segments_home_leave    broken: no file is flat by it
+ *     last chunk gone        as any segment that is not filling
+ *
+ * All but _new, _drop and the pins are called inside a transaction.
+ */
+
+/* Makes one. Until _begin or _drop it is held: not deleted, but nothing of it
+ * outlives a crash. -EOPNOTSUPP if the file system below cannot punch holes,
+ * -ENOSPC as segments_alloc_group. */
+int segments_home_new(struct segments *s, uint32_t *id);
+void segments_home_begin(struct segments *s, uint32_t id);
+void segments_home_drop(struct segments *s, uint32_t id);
+/* The holder or filler is about to use slots below `end`. -EFBIG if there are
+ * not that many. In or outside a transaction, before the slots are mapped. */
+int segments_home_reach(struct segments *s, uint32_t id, uint64_t end);
+/* There will be readers who rely on its holes: not filled any more. size_bytes:
+ * of the file that filled it. */
+void segments_home_freeze(struct segments *s, uint32_t id, uint64_t size_bytes);
+/* The filler goes its own way, so no file is flat by it (there are no others
+ * while it is filled). unowned: there may be bytes in slots that have no owner. */
+void segments_home_leave(struct segments *s, uint32_t id, bool unowned);
+/* Sealing takes no chunk out of it from now on. */
+void segments_home_pack(struct segments *s, uint32_t id);
+/* May sealing exchange this chunk for an equal one? True for chunks of shared
+ * segments. An intact home segment is broken by that, which is refused while it is
+ * packed or pinned, and if keep_flat. */
+bool segments_home_take(struct segments *s, chunk_t chunk, bool keep_flat);
+
+struct segment_home {
+    bool filling, broken, packed;
+    bool unowned;        /* bytes in holes of its file cannot be excluded */
+    uint64_t size_bytes; /* of its file, unless filling */
+};
+/* -ENOENT if there is no such home segment (any more). */
+int segments_home_get(struct segments *s, uint32_t id, struct segment_home *out);
+/* Keeps the segment from being broken and deleted, and makes its file exactly
+ * size_bytes long. *fd stays the segment's, valid until _unpin. -EINVAL if it is
+ * broken or may have bytes in holes, -ENOENT if there is none. Pins are counted. */
+int segments_home_pin(struct segments *s, uint32_t id, uint64_t size_bytes, int *fd);
+void segments_home_unpin(struct segments *s, uint32_t id);
 
 struct segments_stats {
     uint64_t segment_count;

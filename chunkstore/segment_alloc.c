@@ -16,7 +16,7 @@ static const int64_t space_budget_max = INT64_C(256) << 20;
 
 /* Under alloc_lock. The file's name becomes durable in segments_sync, that is,
  * before the first commit that can know the segment. */
-static int make_segment(struct segments *s, struct segment **out)
+int segment_make(struct segments *s, unsigned flags, struct segment **out)
 {
     char name[SEGMENT_NAME_BYTES];
     uint32_t id;
@@ -38,6 +38,9 @@ static int make_segment(struct segments *s, struct segment **out)
     atomic_store(&s->directory_unsynced, true);
 
     struct segment *seg = segment_new(id);
+    atomic_store(&seg->flags, flags);
+    if (flags & SEGMENT_HOME)
+        atomic_store(&seg->held_groups, 1);
     segment_fd_install(s, seg, fd);
     segment_insert(s, seg);
     *out = seg;
@@ -55,7 +58,7 @@ int segments_alloc_group(struct segments *s, chunk_t *first)
     pthread_mutex_lock(&s->alloc_lock);
     struct segment *seg = atomic_load(&s->current);
     if (!seg || atomic_load(&seg->cursor) == SEGMENT_SLOTS) {
-        error = make_segment(s, &seg);
+        error = segment_make(s, 0, &seg);
         if (error)
             goto out;
         atomic_store(&s->current, seg);
@@ -159,7 +162,7 @@ void segments_account_dead(struct segments *s, chunk_t first, uint32_t count)
     if (count == 0)
         return;
     struct segment *seg = segment_find(s, chunk_segment(first));
-    if (!seg || (uint64_t)chunk_slot(first) + count > SEGMENT_SLOTS) {
+    if (!seg || (uint64_t)chunk_slot(first) + count > segment_slots(seg)) {
         g_critical("chunk %" G_GINT64_MODIFIER "x, which lost its owner, is in no segment of "
                    "'%s': run fsck",
                    first, s->path);

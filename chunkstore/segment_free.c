@@ -66,7 +66,7 @@ static int compare_runs(const void *a, const void *b)
 
 static void punch_run(struct segments *s, struct segment *seg, uint64_t slot, uint64_t count)
 {
-    if (atomic_load(&s->punch_unsupported))
+    if (atomic_load(&s->punch_unsupported) && !(atomic_load(&seg->flags) & SEGMENT_HOME))
         return;
     int fd = segment_fd_get(s, seg);
     if (fd < 0) /* logged there; if the file is missing, so are the chunks */
@@ -80,6 +80,11 @@ static void punch_run(struct segments *s, struct segment *seg, uint64_t slot, ui
     } while (error == -EINTR);
     segment_fd_put(seg);
     if (error == -EOPNOTSUPP) {
+        /* Readers of a home segment's file would see the bytes in holes. */
+        if (atomic_load(&seg->flags) & SEGMENT_HOME) {
+            atomic_store(&seg->unowned, true);
+            segment_mark_changed(s, seg);
+        }
         if (!atomic_exchange(&s->punch_unsupported, true))
             g_warning("the file system below '%s' cannot punch holes: freed space comes back "
                       "only with whole segments",
@@ -215,10 +220,10 @@ bool segments_have_garbage(struct segments *s)
 
 /*
  * The flag misses no segment that had unowned bytes at the last commit, or got
- * them since in slots of a group held then. More blocks than live chunks can
+ * them since in slots of a group held then, or, being filled, in any slot. More blocks than live chunks can
  * have is a second sign, true on file systems that do not compress.
  */
-static bool may_have_unowned(struct segments *s, struct segment *seg, bool *missing)
+static bool may_have_unowned(struct segments *s, struct segment *seg, bool unclean, bool *missing)
 {
     char name[SEGMENT_NAME_BYTES];
     struct stat st;
@@ -227,6 +232,7 @@ static bool may_have_unowned(struct segments *s, struct segment *seg, bool *miss
     if (*missing)
         return false;
     return atomic_load(&seg->unowned) ||
+           (unclean && atomic_load(&seg->flags) & SEGMENT_FILLING) ||
            (uint64_t)st.st_blocks * 512 > (uint64_t)seg->live_at_open * s->chunk_bytes;
 }
 
@@ -268,7 +274,7 @@ static int reclaim_segment(struct segments *s, struct segment *seg, segments_own
     return 0;
 }
 
-int segments_reclaim(struct segments *s, segments_owned_fn owned, void *arg)
+int segments_reclaim(struct segments *s, bool unclean, segments_owned_fn owned, void *arg)
 {
     if (s->read_only)
         return -EROFS;
@@ -279,7 +285,7 @@ int segments_reclaim(struct segments *s, segments_owned_fn owned, void *arg)
     for (struct segment *seg; (seg = segment_next(s, &id));) {
         bool missing;
         if (atomic_load(&seg->state) != SEGMENT_LIVE || seg->cursor_at_open == 0 ||
-            !may_have_unowned(s, seg, &missing))
+            !may_have_unowned(s, seg, unclean, &missing))
             continue;
         /* First, so that a punch that fails can set it again. */
         atomic_store(&seg->unowned, false);

@@ -5,7 +5,7 @@
  * Files: segment.c (open, table, statistics), segment_fd.c (descriptors),
  * segment_io.c (bytes), segment_alloc.c (slots, free space, accounting),
  * segment_record.c (what is durable), segment_free.c (giving space back),
- * segment_section.c (read sections).
+ * segment_section.c (read sections), segment_home.c (home segments).
  *
  * The life of a segment, and who moves it on:
  *
@@ -51,21 +51,27 @@ enum {
 enum {
     SEGMENT_RECORD_FORMAT = 1,
     SEGMENT_UNOWNED = 1 << 0, /* may hold bytes in slots without an owner */
-    SEGMENT_FLAGS_KNOWN = SEGMENT_UNOWNED,
+    SEGMENT_HOME = 1 << 1,    /* slot i is chunk i of a file */
+    SEGMENT_FILLING = 1 << 2, /* that file may still fill its holes */
+    SEGMENT_BROKEN = 1 << 3,  /* no file is flat by it */
+    SEGMENT_PACKED = 1 << 4,  /* sealing takes no chunk out of it */
+    SEGMENT_HOME_FLAGS = SEGMENT_HOME | SEGMENT_FILLING | SEGMENT_BROKEN | SEGMENT_PACKED,
+    SEGMENT_FLAGS_KNOWN = SEGMENT_UNOWNED | SEGMENT_HOME_FLAGS,
 };
 
 struct segment_record {
-    uint32_t flags;
+    uint64_t flags; /* (no padding: records are compared as bytes) */
     uint32_t live;
     uint32_t cursor;
+    uint64_t home_bytes; /* of a home segment that is not being filled, else 0 */
 };
 
 enum segment_state { SEGMENT_LIVE, SEGMENT_DELETING, SEGMENT_GONE };
 
 /*
  * Invariants:
- *  1. live <= cursor <= SEGMENT_SLOTS; cursor is a multiple of SLOT_GROUP (or
- *     SEGMENT_SLOTS) and never falls.
+ *  1. live <= cursor <= segment_slots(seg); cursor is a multiple of SLOT_GROUP
+ *     and never falls.
  *  2. `unsynced` is set, and the segment is in unsynced_list, from before
  *     segments_write returns until the fdatasync that covers it has begun.
  *  3. `changed` is set, and the segment is in changed_list, from when its
@@ -73,8 +79,12 @@ enum segment_state { SEGMENT_LIVE, SEGMENT_DELETING, SEGMENT_GONE };
  *  4. fd >= 0 stays so while users > 0. users < 0 only while fd_lock is held
  *     by one who closes the descriptor.
  *  5. state leaves SEGMENT_LIVE only in segments_flip, when it is not the
- *     current one and live, held_groups and garbage are all 0; no new chunk
- *     can appear in it then, since only held groups have fresh slots.
+ *     current one, nor being filled, nor pinned, and live, held_groups and
+ *     garbage are all 0; no new chunk can appear in it then, since only held
+ *     groups, and home segments that are being filled, have fresh slots.
+ *  6. flags: HOME never changes. FILLING is set by the one who holds the segment,
+ *     and never again once it is cleared; BROKEN and PACKED are never cleared.
+ *     They change inside the gate; BROKEN and pins under home_lock.
  * The struct itself stays until segments_close, so that a pointer to it needs
  * no reference: some 200 bytes for every 4 GiB ever written by this process.
  */
@@ -96,12 +106,24 @@ struct segment {
     atomic_uint held_groups; /* groups whose holder may still write to them */
     atomic_ullong garbage;   /* chunks in dead runs that are not punched yet */
 
+    atomic_uint flags;        /* of SEGMENT_HOME_FLAGS */
+    atomic_uint pins;         /* readers of the file that bypass us; changed under home_lock */
+    atomic_ullong home_bytes; /* see struct segment_record */
+
     uint32_t live_at_open;
     uint32_t cursor_at_open;
     /* segments_flip alone: what was put last. */
     bool written;
     struct segment_record written_record;
 };
+
+/* How many slots it has room for. */
+static inline uint64_t segment_slots(const struct segment *seg)
+{
+    return atomic_load_explicit(&seg->flags, memory_order_relaxed) & SEGMENT_HOME
+               ? SEGMENT_HOME_SLOTS
+               : SEGMENT_SLOTS;
+}
 
 struct chunk_run {
     chunk_t first;
@@ -171,7 +193,9 @@ struct segments {
     atomic_ullong garbage_chunks;
     atomic_uint pending_unlinks;
     atomic_bool freed_any;
-    atomic_bool punch_unsupported;
+    atomic_bool punch_unsupported, punch_supported; /* both false: nobody has tried */
+
+    pthread_mutex_t home_lock; /* breaking against pinning; a leaf lock */
 
     /* segment_section.c */
     struct section_shard *sections;
@@ -209,6 +233,12 @@ struct segment *segment_next(const struct segments *s, uint64_t *id);
 /* Makes the struct; not yet to be found. */
 struct segment *segment_new(uint32_t id);
 void segment_insert(struct segments *s, struct segment *seg);
+
+/* ---- segment_alloc.c ---- */
+
+/* Makes a segment with these flags and its file; a home segment is held by the
+ * caller. Under alloc_lock. */
+int segment_make(struct segments *s, unsigned flags, struct segment **out);
 
 /* ---- segment_fd.c ---- */
 

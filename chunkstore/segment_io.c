@@ -6,6 +6,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { ZEROS_BYTES = 64 * 1024 };
@@ -22,11 +24,13 @@ struct range {
 static int range_get(struct segments *s, chunk_t first, uint64_t skip_bytes, uint64_t bytes,
                      struct range *out)
 {
-    uint64_t segment_bytes = (uint64_t)SEGMENT_SLOTS * s->chunk_bytes;
     uint64_t offset = (uint64_t)chunk_slot(first) * s->chunk_bytes;
 
     out->seg = segment_find(s, chunk_segment(first));
-    if (!out->seg || offset >= segment_bytes || skip_bytes > segment_bytes - offset ||
+    if (!out->seg)
+        return -EIO;
+    uint64_t segment_bytes = segment_slots(out->seg) * s->chunk_bytes;
+    if (offset >= segment_bytes || skip_bytes > segment_bytes - offset ||
         bytes > segment_bytes - offset - skip_bytes)
         return -EIO;
     int fd = segment_fd_get(s, out->seg);
@@ -42,6 +46,15 @@ static void range_put(struct range *r)
     segment_fd_put(r->seg);
 }
 
+/* The file of a home segment may end within a chunk (segments_home_pin): zeros
+ * from there to the end of the chunk, but not further. */
+static bool ends_in_chunk(struct segments *s, const struct range *r, size_t bytes)
+{
+    struct stat st;
+    return atomic_load(&r->seg->flags) & SEGMENT_HOME && fstat(r->fd, &st) == 0 &&
+           (uint64_t)r->offset + bytes <= round_up_u64((uint64_t)st.st_size, s->chunk_bytes);
+}
+
 int segments_read(struct segments *s, chunk_t first, uint64_t skip_bytes, void *buffer,
                   size_t bytes)
 {
@@ -54,6 +67,10 @@ int segments_read(struct segments *s, chunk_t first, uint64_t skip_bytes, void *
         ssize_t n = pread(r.fd, p, bytes, r.offset);
         if (n < 0 && errno == EINTR)
             continue;
+        if (n == 0 && ends_in_chunk(s, &r, bytes)) {
+            memset(p, 0, bytes);
+            break;
+        }
         if (n <= 0) {
             error = n < 0 ? -errno : -EIO;
             break;
@@ -107,7 +124,7 @@ int segments_reserve(struct segments *s, chunk_t first, uint64_t count)
         return -EROFS;
     if (count == 0)
         return 0;
-    if (count > SEGMENT_SLOTS)
+    if (count > SEGMENT_HOME_SLOTS)
         return -EIO;
     uint64_t bytes = count * s->chunk_bytes;
     struct range r;

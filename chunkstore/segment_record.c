@@ -25,6 +25,8 @@ static void record_put(struct segments *s, uint32_t id, const struct segment_rec
     wbuf_put_varint(&value, record->flags);
     wbuf_put_varint(&value, record->live);
     wbuf_put_varint(&value, record->cursor);
+    if (record->flags & SEGMENT_HOME)
+        wbuf_put_varint(&value, record->home_bytes);
     metadb_put(s->db, key, key_len, value.data, value.len);
     wbuf_free(&value);
 }
@@ -36,12 +38,19 @@ static bool record_decode(const uint8_t *value, size_t len, struct segment_recor
     uint64_t flags = rbuf_get_varint(&r);
     uint64_t live = rbuf_get_varint(&r);
     uint64_t cursor = rbuf_get_varint(&r);
+    uint64_t home_bytes = flags & SEGMENT_HOME ? rbuf_get_varint(&r) : 0;
+    uint64_t slots = flags & SEGMENT_HOME ? SEGMENT_HOME_SLOTS : SEGMENT_SLOTS;
     if (r.bad || rbuf_left(&r) != 0 || format != SEGMENT_RECORD_FORMAT ||
-        (flags & ~(uint64_t)SEGMENT_FLAGS_KNOWN) || cursor > SEGMENT_SLOTS ||
-        cursor % SLOT_GROUP != 0 || live > cursor)
+        (flags & ~(uint64_t)SEGMENT_FLAGS_KNOWN) || cursor > slots ||
+        cursor % SLOT_GROUP != 0 || live > cursor ||
+        (!(flags & SEGMENT_HOME) && flags & SEGMENT_HOME_FLAGS))
         return false;
     *record = (struct segment_record){
-        .flags = (uint32_t)flags, .live = (uint32_t)live, .cursor = (uint32_t)cursor};
+        .flags = (uint32_t)flags,
+        .live = (uint32_t)live,
+        .cursor = (uint32_t)cursor,
+        .home_bytes = home_bytes,
+    };
     return true;
 }
 
@@ -97,6 +106,8 @@ static bool load_one(struct segments *s, const uint8_t *key, size_t key_len, con
     atomic_store(&seg->live, record.live);
     atomic_store(&seg->cursor, record.cursor);
     atomic_store(&seg->unowned, (record.flags & SEGMENT_UNOWNED) != 0);
+    atomic_store(&seg->flags, record.flags & SEGMENT_HOME_FLAGS);
+    atomic_store(&seg->home_bytes, record.home_bytes);
     seg->live_at_open = record.live;
     seg->cursor_at_open = record.cursor;
     seg->written = true;
@@ -242,23 +253,35 @@ static bool is_being_filled(struct segments *s, struct segment *seg)
 
 bool segment_is_empty(struct segments *s, struct segment *seg)
 {
-    /* In this order: once it is not being filled, held_groups only falls; once
-     * no group is held, nothing becomes live; each dead run counts as garbage
-     * before it stops to count as live. */
+    /* In this order: once it is not being filled, held_groups only falls (a home
+     * segment begins to be filled before it ceases to be held, so it is looked
+     * at again); once no group is held, nothing becomes live; each dead run
+     * counts as garbage before it stops to count as live. */
     return atomic_load(&seg->state) == SEGMENT_LIVE && !is_being_filled(s, seg) &&
-           atomic_load(&seg->held_groups) == 0 && atomic_load(&seg->live) == 0 &&
-           atomic_load(&seg->garbage) == 0;
+           atomic_load(&seg->held_groups) == 0 &&
+           !(atomic_load(&seg->flags) & SEGMENT_FILLING) && atomic_load(&seg->pins) == 0 &&
+           atomic_load(&seg->live) == 0 && atomic_load(&seg->garbage) == 0;
+}
+
+/* Nobody may pin it in between. */
+static bool begin_deleting(struct segments *s, struct segment *seg)
+{
+    pthread_mutex_lock(&s->home_lock);
+    bool empty = segment_is_empty(s, seg);
+    if (empty)
+        atomic_store(&seg->state, SEGMENT_DELETING);
+    pthread_mutex_unlock(&s->home_lock);
+    return empty;
 }
 
 static void flip_one(struct segments *s, struct segment *seg)
 {
     if (atomic_load(&seg->state) != SEGMENT_LIVE)
         return;
-    if (segment_is_empty(s, seg)) {
+    if (begin_deleting(s, seg)) {
         uint8_t key[KEY_MAX];
         size_t key_len = key_u64(key, KEY_SEGMENT, seg->id);
         metadb_delete(s->db, key, key_len);
-        atomic_store(&seg->state, SEGMENT_DELETING);
         g_ptr_array_add(s->deleting, seg);
         atomic_fetch_add(&s->pending_unlinks, 1);
         return;
@@ -267,9 +290,10 @@ static void flip_one(struct segments *s, struct segment *seg)
     bool unowned = atomic_load(&seg->unowned) || is_being_filled(s, seg) ||
                    atomic_load(&seg->held_groups) > 0 || atomic_load(&seg->garbage) > 0;
     struct segment_record record = {
-        .flags = unowned ? SEGMENT_UNOWNED : 0,
+        .flags = (unowned ? SEGMENT_UNOWNED : 0) | atomic_load(&seg->flags),
         .live = atomic_load(&seg->live),
         .cursor = atomic_load(&seg->cursor),
+        .home_bytes = atomic_load(&seg->home_bytes),
     };
     if (seg->written && memcmp(&record, &seg->written_record, sizeof(record)) == 0)
         return;

@@ -95,8 +95,8 @@ int seal_range(struct fs *fs, uint64_t ino, struct cowfs_ioc_seal *io)
         return -EINVAL;
     }
     error = seal_file_part(fs, inode, io->offset / fs->chunk_bytes,
-                           max_u64(min_u64(io->length, SEAL_BYTES_MAX) / fs->chunk_bytes, 1), NULL,
-                           &r);
+                           max_u64(min_u64(io->length, SEAL_BYTES_MAX) / fs->chunk_bytes, 1), false,
+                           NULL, &r);
     inode_put(inode);
     if (error)
         return error;

@@ -5,6 +5,7 @@
 #include "cowfs/damage.h"
 #include "cowfs/file.h"
 #include "cowfs/file_internal.h"
+#include "cowfs/home.h"
 #include "cowfs/names.h"
 #include "cowfs/sealer.h"
 
@@ -76,6 +77,7 @@ int file_seek(struct inode *inode, uint64_t offset_bytes, int whence, uint64_t *
 
 void file_set_size(struct inode *inode, uint64_t size_bytes)
 {
+    home_resize(inode, size_bytes);
     pthread_mutex_lock(&inode->attr_lock);
     inode->attr.size_bytes = size_bytes;
     pthread_mutex_unlock(&inode->attr_lock);
@@ -87,9 +89,11 @@ void content_changed(struct inode *inode, uint64_t size_bytes, unsigned flags)
     struct fs *fs = inode->fs;
     bool drop_capability = false;
     txn_enter(fs->txn);
-    pthread_mutex_lock(&inode->attr_lock);
     struct inode_attr *a = &inode->attr;
     bool times_only = size_bytes <= a->size_bytes;
+    if (size_bytes > a->size_bytes)
+        home_resize(inode, size_bytes);
+    pthread_mutex_lock(&inode->attr_lock);
     if (size_bytes > a->size_bytes)
         a->size_bytes = size_bytes;
     if (!(flags & CHANGED_KEEP_TIMES))
@@ -187,6 +191,7 @@ int file_clone_locked(struct inode *src, struct inode *dst)
     dst->attr.map = map;
     dst->attr.size_bytes = src->attr.size_bytes;
     pthread_mutex_unlock(&dst->attr_lock);
+    home_share(src, dst);
     inode_mark_dirty(dst);
     if (atomic_load(&src->unsealed))
         sealer_note_write(src->fs, dst);

@@ -6,6 +6,7 @@
  * lock: one consistent root, whatever is written to it meanwhile.
  */
 #include "cowfs/file_internal.h"
+#include "cowfs/home.h"
 #include "cowfs/sealer.h"
 
 #include <errno.h>
@@ -82,6 +83,7 @@ static int share_step(struct copy *c, uint64_t src_index, uint64_t dst_index, ui
 {
     struct inode *dst = c->dst;
     txn_enter(c->fs->txn);
+    home_leave(dst, false);
     int error = map_share(c->fs->nodes, &c->map, src_index, &dst->attr.map, dst_index, count);
     uint64_t end = min_u64((dst_index + count) * c->fs->chunk_bytes, c->dst_end);
     if (!error && end > dst->attr.size_bytes)
@@ -132,8 +134,10 @@ static int take_whole(struct inode *src, struct inode *dst)
     txn_enter(fs->txn);
     int error = map_clone(fs->nodes, &src->attr.map, &map);
     if (!error) {
+        home_leave(dst, false);
         dst->attr.map = map;
         file_set_size(dst, src->attr.size_bytes);
+        home_share(src, dst);
         int lost = file_drop_map(fs, &old);
         if (lost)
             /* The copy is whole; what could not be freed is a leak for fsck. */
@@ -183,6 +187,37 @@ static void lock_both(struct inode *a, struct inode *b)
     }
 }
 
+/* The home that dst has when [offset, offset + bytes) of src has been shared: src's,
+ * if dst is what src is up to there (a copy in pieces); 0: none. Both are locked. */
+static uint32_t home_of_copy(struct inode *src, uint64_t src_offset, struct inode *dst,
+                             uint64_t dst_offset, uint64_t bytes)
+{
+    const struct inode_attr *s = &src->attr, *d = &dst->attr;
+    uint32_t chunk_bytes = src->fs->chunk_bytes;
+    uint64_t end = src_offset + bytes;
+    if (!s->home || s->packing || src == dst || src_offset != dst_offset ||
+        dst_offset != d->size_bytes || dst_offset % chunk_bytes ||
+        (end % chunk_bytes && end != s->size_bytes))
+        return 0;
+    if (d->size_bytes ? d->home != s->home : d->map.levels > 0)
+        return 0;
+    txn_enter(src->fs->txn);
+    uint32_t home = home_freeze(src);
+    txn_exit(src->fs->txn);
+    return home;
+}
+
+/* dst has all of [0, end) from there. */
+static void take_home(struct inode *dst, uint32_t home)
+{
+    struct fs *fs = dst->fs;
+    txn_enter(fs->txn);
+    home_leave(dst, false);
+    dst->attr.home = home;
+    inode_mark_dirty(dst);
+    txn_exit(fs->txn);
+}
+
 /* By parts, from a map that is held. dst is locked. */
 static ssize_t copy_parts(struct inode *holder, uint64_t src_offset, struct inode *dst,
                           uint64_t dst_offset, uint64_t bytes)
@@ -208,6 +243,7 @@ ssize_t file_copy_range(struct inode *src, uint64_t src_offset, struct inode *ds
 {
     struct fs *fs = src->fs;
     struct inode *holder = NULL;
+    uint32_t home = 0;
     ssize_t result = fs_may_change(fs);
     if (result)
         return result;
@@ -228,12 +264,15 @@ ssize_t file_copy_range(struct inode *src, uint64_t src_offset, struct inode *ds
             content_changed(dst, bytes, atomic_load(&src->unsealed) ? 0 : CHANGED_NO_SEAL);
         result = result ? result : (ssize_t)bytes;
     } else if (bytes > 0) {
+        home = home_of_copy(src, src_offset, dst, dst_offset, bytes);
         result = file_hold_map(src, &holder);
     }
     if (src != dst)
         pthread_rwlock_unlock(&src->map_lock);
     if (holder)
         result = copy_parts(holder, src_offset, dst, dst_offset, bytes);
+    if (holder && home && result == (ssize_t)bytes)
+        take_home(dst, home);
     pthread_rwlock_unlock(&dst->map_lock);
     file_release_hold(holder);
     return result;

@@ -10,6 +10,7 @@
  * (content_extend). Chunks that are not reserved never lie behind the end.
  */
 #include "cowfs/file_internal.h"
+#include "cowfs/home.h"
 #include "cowfs/sealer.h"
 #include "cowfs/slots.h"
 
@@ -19,6 +20,8 @@
 /* Chunks punched or reserved in one transaction, so that a commit need not
  * wait long for the gate: 1 GiB of 4 KiB chunks. */
 #define STEP_CHUNKS (UINT64_C(1) << 18)
+/* The same, where each leaf is made. */
+enum { RESERVE_STEP = 16 * NODE_ENTRIES };
 
 static int punch_chunks(struct inode *inode, uint64_t from, uint64_t to)
 {
@@ -31,8 +34,7 @@ static int punch_chunks(struct inode *inode, uint64_t from, uint64_t to)
             return error == -ENXIO ? 0 : error;
         uint64_t end = min_u64(to, round_down_u64(from, STEP_CHUNKS) + STEP_CHUNKS);
         txn_enter(fs->txn);
-        error = map_punch(fs->nodes, &inode->attr.map, from, end - from);
-        inode_mark_dirty(inode);
+        error = content_unmap(inode, from, end - from);
         txn_exit(fs->txn);
         from = end;
     }
@@ -85,6 +87,7 @@ static int truncate_all(struct inode *inode)
 {
     struct fs *fs = inode->fs;
     txn_enter(fs->txn);
+    home_leave(inode, false);
     struct map map = inode->attr.map;
     inode->attr.map = (struct map){0};
     file_set_size(inode, 0);
@@ -107,7 +110,7 @@ static int truncate_down(struct inode *inode, uint64_t size_bytes)
             break;
         uint64_t from = max_u64(keep, round_down_u64(end - 1, STEP_CHUNKS));
         txn_enter(fs->txn);
-        error = map_punch(fs->nodes, &inode->attr.map, from, end - from);
+        error = content_unmap(inode, from, end - from);
         file_set_size(inode, max_u64(size_bytes, from * fs->chunk_bytes));
         txn_exit(fs->txn);
         end = from;
@@ -166,24 +169,42 @@ int file_truncate(struct inode *inode, uint64_t size_bytes)
     return error;
 }
 
+/* Slots for the hole [index, index + *count), in a read section (slots.h). */
+static int take_slots(struct inode *inode, uint64_t index, uint64_t *count, chunk_t *first)
+{
+    struct fs *fs = inode->fs;
+    int error = home_slots(inode, index, true, count, first);
+    if (error || *first)
+        return error;
+    txn_enter(fs->txn);
+    error = map_fill_slots(fs->nodes, &inode->attr.map, index, *count, first, count);
+    inode_mark_dirty(inode);
+    txn_exit(fs->txn);
+    if (!error && *first == 0)
+        error = slots_take(fs->streams, inode->ino, *count, first, count);
+    return error;
+}
+
 /* Reserves the hole [index, index + count): a piece of it, *done chunks. */
 static int reserve_hole(struct inode *inode, uint64_t index, uint64_t count, uint64_t *done)
 {
     struct fs *fs = inode->fs;
     chunk_t first = 0;
-    unsigned section = segments_read_enter(fs->segments); /* see slots.h */
-    txn_enter(fs->txn);
-    int error = map_fill_slots(fs->nodes, &inode->attr.map, index, count, &first, done);
-    inode_mark_dirty(inode);
-    txn_exit(fs->txn);
-    if (!error && first == 0)
-        error = slots_take(fs->streams, inode->ino, *done, &first, done);
-    if (!error)
-        error = segments_reserve(fs->segments, first, *done);
+    home_choose(inode, index, count);
+    *done = min_u64(count, RESERVE_STEP);
+    unsigned section = segments_read_enter(fs->segments);
+    int error = take_slots(inode, index, done, &first);
     if (!error) {
+        error = segments_reserve(fs->segments, first, *done);
+        if (error && first >> 32 == inode->attr.home) {
+            home_leave_now(inode, true);
+            if (error == -EFBIG) /* the file below cannot be that long: elsewhere */
+                error = *done = 0;
+        }
+    }
+    if (!error && *done) {
         txn_enter(fs->txn);
-        error = map_set(fs->nodes, &inode->attr.map, index, *done, first, true);
-        inode_mark_dirty(inode);
+        error = content_map(inode, index, *done, first, true);
         txn_exit(fs->txn);
     }
     segments_read_exit(fs->segments, section);

@@ -16,6 +16,7 @@
  */
 #include "cowfs/damage.h"
 #include "cowfs/file_internal.h"
+#include "cowfs/home.h"
 #include "cowfs/sealer.h"
 #include "cowfs/slots.h"
 
@@ -81,32 +82,53 @@ static void grow_to(struct job *j, uint64_t end_index)
         file_set_size(j->inode, end);
 }
 
+/* Slots for new data of [index, index + *got): in the file's home, in the leaf's
+ * own group, or packed ones. */
+static int take_slots(struct job *j, uint64_t index, bool hole, chunk_t *first, uint64_t *got)
+{
+    struct fs *fs = j->fs;
+    int error = home_slots(j->inode, index, hole, got, first);
+    if (error || *first)
+        return error;
+    if (hole && index + *got > SMALL_FILE_CHUNKS) {
+        txn_enter(fs->txn);
+        error = map_fill_slots(fs->nodes, &j->inode->attr.map, index, *got, first, got);
+        inode_mark_dirty(j->inode);
+        txn_exit(fs->txn);
+    }
+    if (!error && *first == 0)
+        error = slots_take(fs->streams, j->inode->ino, *got, first, got);
+    return error;
+}
+
 /* Writes data to new slots and maps them. `data` is whole chunks. */
 static int put_new(struct job *j, uint64_t index, uint64_t count, const uint8_t *data, bool hole)
 {
     struct fs *fs = j->fs;
-    struct map *map = &j->inode->attr.map;
     int error = segments_check_space(fs->segments, count * fs->chunk_bytes);
+    if (hole && !error)
+        home_choose(j->inode, index, count);
     while (count > 0 && !error) {
         chunk_t first = 0;
         uint64_t got = count;
-        if (hole && index + count > SMALL_FILE_CHUNKS) {
-            txn_enter(fs->txn);
-            error = map_fill_slots(fs->nodes, map, index, count, &first, &got);
-            inode_mark_dirty(j->inode);
-            txn_exit(fs->txn);
+        error = take_slots(j, index, hole, &first, &got);
+        if (error)
+            break;
+        error = segments_write(fs->segments, first, 0, data, got * fs->chunk_bytes);
+        if (error && first >> 32 == j->inode->attr.home) {
+            home_leave_now(j->inode, true);
+            if (error == -EFBIG) {
+                /* The file below cannot be that long: elsewhere, then. */
+                error = 0;
+                continue;
+            }
         }
-        if (!error && first == 0)
-            error = slots_take(fs->streams, j->inode->ino, got, &first, &got);
-        if (!error)
-            error = segments_write(fs->segments, first, 0, data, got * fs->chunk_bytes);
         if (!error) {
             txn_enter(fs->txn);
-            error = map_set(fs->nodes, map, index, got, first, false);
+            error = content_map(j->inode, index, got, first, false);
             /* Now, not later: no commit has data behind the end of a file. */
             if (!error)
                 grow_to(j, index + got);
-            inode_mark_dirty(j->inode);
             txn_exit(fs->txn);
         }
         index += got;
@@ -120,8 +142,7 @@ static int put_hole_range(struct job *j, uint64_t index, uint64_t count)
 {
     struct fs *fs = j->fs;
     txn_enter(fs->txn);
-    int error = map_punch(fs->nodes, &j->inode->attr.map, index, count);
-    inode_mark_dirty(j->inode);
+    int error = content_unmap(j->inode, index, count);
     txn_exit(fs->txn);
     return error;
 }

@@ -201,12 +201,40 @@ static uint64_t reserve_bytes(const char *path)
     return CLAMP((uint64_t)v.f_blocks * v.f_frsize / 64, min, max);
 }
 
+/* How many numbers from `first` on, the beginning of a group of counts, have no
+ * record of counts; at most n. */
+static int unrecorded_run(struct fs *fs, chunk_t first, uint32_t n, uint32_t *run)
+{
+    uint8_t lower[KEY_MAX], upper[KEY_MAX];
+    size_t lower_len = key_u64(lower, KEY_CHUNK_COUNTS, first / COUNT_GROUP);
+    size_t upper_len =
+        key_u64(upper, KEY_CHUNK_COUNTS, div_round_up_u64(first + n, COUNT_GROUP));
+    struct metadb_iter *it = metadb_iter_new(fs->db, lower, lower_len, upper, upper_len);
+    *run = n;
+    if (metadb_iter_valid(it)) {
+        size_t len;
+        const uint8_t *key = metadb_iter_key(it, &len);
+        if (len == lower_len)
+            *run = (uint32_t)(max_u64(get_be64(key + 1) * COUNT_GROUP, first) - first);
+    }
+    int error = metadb_iter_status(it);
+    metadb_iter_free(it);
+    return error;
+}
+
+/* Before anything is changed: all counts are in their records. */
 static int slots_owned(void *arg, chunk_t first, uint32_t limit, bool *owned, uint32_t *alike)
 {
     struct fs *fs = arg;
     struct count_info info;
     int error = counts_alike_run(fs->chunk_counts, first, limit, &info, alike);
     *owned = !error && info.count > 0;
+    /* Home segments of sparse files have millions of groups without a record. */
+    if (!error && !*owned && *alike < limit && (first + *alike) % COUNT_GROUP == 0) {
+        uint32_t more;
+        error = unrecorded_run(fs, first + *alike, limit - *alike, &more);
+        *alike += error ? 0 : more;
+    }
     return error;
 }
 
@@ -222,7 +250,7 @@ static int open_chunks(struct fs *fs, struct errmsg *err)
     if (config->read_only)
         return 0;
     /* Cheap after a clean end: it looks at flagged segments only. */
-    error = segments_reclaim(fs->segments, slots_owned, fs);
+    error = segments_reclaim(fs->segments, fs->opened_unclean, slots_owned, fs);
     if (error)
         return errmsg_set(err, error, "%s: cannot release what the last run left over: %s",
                           fs->store_path, g_strerror(-error));

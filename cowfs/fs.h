@@ -38,6 +38,7 @@ struct fs_config {
     unsigned seal_delay_ms;   /* a file is sealed when unwritten for so long; 0: 30000 */
     uint64_t seal_rate_bytes; /* per second, 0: unlimited */
     bool verify;              /* check the hash of sealed chunks at each read */
+    bool keep_flat;           /* sealing in the background leaves flat files flat (flat.h) */
 };
 
 struct fs {

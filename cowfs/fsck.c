@@ -60,6 +60,8 @@ static int check_maps_and_chunks(struct fsck *f)
     if (!error)
         error = fsck_check_sizes(f);
     if (!error)
+        error = fsck_check_homes(f);
+    if (!error)
         error = fsck_check_chunks(f);
     if (!error)
         fsck_check_segments(f);

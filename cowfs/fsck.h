@@ -52,6 +52,7 @@ enum fsck_kind {
     FSCK_SEGMENT_FILE_MISSING, /* a segment with chunks has no file */
     FSCK_SEGMENT_FILE_SHORT,   /* chunks behind the end of the segment file */
     FSCK_SEGMENT_LIVE,         /* the count of live chunks is wrong */
+    FSCK_SEGMENT_HOME,         /* leak: kept for a file that does not fill it */
     FSCK_SEGMENT_STRAY_COUNTS, /* leak: counts of chunks in a segment that has no record */
     FSCK_CHUNK_DATA,           /* the bytes do not have the recorded hash (check_data) */
     FSCK_CHUNK_UNREADABLE,     /* reading the bytes failed (check_data) */
@@ -63,6 +64,7 @@ enum fsck_kind {
     FSCK_INODE_UNREACHABLE,     /* no name and no orphan record */
     FSCK_INODE_SIZE,            /* a directory's count of entries is wrong */
     FSCK_INODE_MAP_BEYOND_SIZE, /* written chunks behind the end of the file */
+    FSCK_INODE_HOME,            /* not where it is said to lie flat */
     FSCK_ORPHAN_LINKED,         /* an orphan record of an inode that has names */
     FSCK_ORPHAN_STRAY,          /* leak: an orphan record of a missing inode */
     FSCK_DIRENT_INODE_MISSING,  /* an entry points to a missing inode */

@@ -18,9 +18,8 @@
 enum {
     GROUP_SHIFT = 23, /* group number of a chunk -> segment id: 32 - 9 bits */
     GROUP_MASK = (1 << GROUP_SHIFT) - 1,
-    /* A segment whose counters all take a byte. */
-    SEGMENT_TALLY_BYTES =
-        GROUPS_PER_SEGMENT * (sizeof(struct tally) + COUNT_GROUP + 2 * sizeof(void *)),
+    /* A group whose counters all take a byte. */
+    GROUP_TALLY_BYTES = sizeof(struct tally) + COUNT_GROUP + 2 * sizeof(void *),
 };
 
 static struct fsck_segment *segment_at(struct fsck *f, size_t index)
@@ -34,7 +33,7 @@ static void leave_window(struct fsck *f)
 {
     for (size_t i = f->window_first; i < f->window_end; i++) {
         struct fsck_segment *segment = segment_at(f, i);
-        for (unsigned k = 0; k < GROUPS_PER_SEGMENT; k++)
+        for (unsigned k = 0; k < segment->groups; k++)
             tally_clear(&segment->tallies[k]);
         g_clear_pointer(&segment->tallies, g_free);
     }
@@ -43,12 +42,17 @@ static void leave_window(struct fsck *f)
 void fsck_window_open(struct fsck *f, size_t first)
 {
     uint64_t bytes = f->options->memory_bytes ? f->options->memory_bytes : WINDOW_BYTES_DEFAULT;
-    uint64_t n = max_u64(1, bytes / SEGMENT_TALLY_BYTES);
+    uint64_t groups = 0;
     leave_window(f);
-    f->window_first = first;
-    f->window_end = first + min_u64(n, f->segments->len - first);
-    for (size_t i = first; i < f->window_end; i++)
-        segment_at(f, i)->tallies = g_new0(struct tally, GROUPS_PER_SEGMENT);
+    f->window_first = f->window_end = first;
+    while (f->window_end < f->segments->len) {
+        struct fsck_segment *segment = segment_at(f, f->window_end);
+        groups += segment->groups;
+        if (f->window_end > first && groups > bytes / GROUP_TALLY_BYTES)
+            break;
+        segment->tallies = g_new0(struct tally, segment->groups);
+        f->window_end++;
+    }
 }
 
 void fsck_window_close(struct fsck *f)
@@ -76,10 +80,10 @@ static void count_part(struct fsck *f, chunk_t first, unsigned n, uint64_t node)
             note_lost(f, (uint32_t)(first >> 32), n);
     } else if (!segment->tallies) {
         return;
-    } else if (slot >= SEGMENT_SLOTS) {
+    } else if (slot / COUNT_GROUP >= segment->groups) {
         fsck_found(f, FSCK_CHUNK_BEYOND_CURSOR, n,
                    "node %" PRIu64 " maps slot %" PRIu32 " of segment %08" PRIx32
-                   ", which no segment has",
+                   ", which it does not have",
                    node, slot, segment->id);
     } else {
         tally_add(&segment->tallies[slot / COUNT_GROUP], slot % COUNT_GROUP, n);
@@ -236,7 +240,7 @@ static int advance(struct walk *w, size_t segment, unsigned group)
     static const struct counts_group zero;
     struct fsck *f = w->f;
     while (w->segment < segment || (w->segment == segment && w->group < group)) {
-        if (w->group == GROUPS_PER_SEGMENT) {
+        if (w->group >= segment_at(f, w->segment)->groups) {
             w->segment++;
             w->group = 0;
             continue;
@@ -266,7 +270,7 @@ static void take_stray(struct fsck *f, uint64_t group, const struct fsck_segment
     f->counts_unknown = true;
     if (segment)
         fsck_found(f, FSCK_CHUNK_BEYOND_CURSOR, n,
-                   "segment %08" PRIx64 ": owners of %u chunks in slots that no segment has", id,
+                   "segment %08" PRIx64 ": owners of %u chunks in slots that it does not have", id,
                    n);
     else if (id > UINT32_MAX ||
              !g_hash_table_contains(f->lost_segments, GUINT_TO_POINTER((guint)id)))
@@ -283,7 +287,7 @@ static int take_counts(struct walk *w, const struct cursor *c, struct counts_gro
     int error = counts_group_decode(recorded, c->value, c->value_len);
     if (error)
         fsck_undecodable(f, c);
-    if (!segment || group >= GROUPS_PER_SEGMENT) {
+    if (!segment || group >= segment->groups) {
         if (!error)
             take_stray(f, c->a, segment, recorded);
         return hash_walk_group(w->hashes, NULL, c->a, NULL);

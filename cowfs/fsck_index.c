@@ -124,6 +124,12 @@ static int fill_buffer(struct hash_walk *w, const struct fsck_segment *segment, 
             break;
         got += (size_t)done;
     }
+    if (segment->home && got % chunk_bytes) {
+        /* The file ends within its last chunk, which goes on with zeros. */
+        size_t whole = (size_t)round_up_u64(got, chunk_bytes);
+        memset(w->buffer + got, 0, whole - got);
+        got = whole;
+    }
     w->buffer_first = chunk;
     w->buffer_chunks = got / chunk_bytes;
     return w->buffer_chunks ? 0 : -EIO;

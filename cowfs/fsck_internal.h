@@ -11,6 +11,7 @@
  *   fsck_inode.c    the table of inodes; what hangs on them: orphans, xattrs
  *   fsck_names.c    directories: entries, links, the tree
  *   fsck_size.c     maps that reach behind the end of their file
+ *   fsck_home.c     files that claim to lie flat in a segment
  *   fsck_node.c     the table of nodes: who refers to whom
  *   fsck_blame.c    where references to missing and misplaced nodes come from
  *   fsck_chunk.c    owners of chunks
@@ -120,19 +121,20 @@ void fsck_undecodable(struct fsck *f, const struct cursor *c);
 
 /* ---- fsck_segment.c ---- */
 
-enum { GROUPS_PER_SEGMENT = SEGMENT_SLOTS / COUNT_GROUP };
-
 struct fsck_segment {
     uint32_t id;
     bool undecodable; /* live and cursor are not known */
     bool file_missing;
     bool missing_told;
     bool live_unknown; /* a record of counts is damaged */
+    bool home, home_filling, home_broken;
     uint32_t live, cursor;
-    uint64_t file_slots;    /* whole chunks in the file */
+    uint64_t filler;        /* inode that fills it, 0: none seen */
+    uint64_t file_slots;    /* whole chunks in the file; of a home segment also a part at its end */
+    unsigned groups;        /* of slots that can be counted */
     uint32_t live_recorded; /* chunks with an owner by the records of counts */
     uint32_t live_counted;  /* by the maps */
-    struct tally *tallies;  /* GROUPS_PER_SEGMENT, while it is in the window */
+    struct tally *tallies;  /* `groups` of them, while it is in the window */
 };
 
 int fsck_load_segments(struct fsck *f);
@@ -192,6 +194,11 @@ void fsck_check_links(struct fsck *f);
 /* ---- fsck_size.c ---- */
 
 int fsck_check_sizes(struct fsck *f);
+
+/* ---- fsck_home.c ---- */
+
+/* After the segments and the inodes. */
+int fsck_check_homes(struct fsck *f);
 
 /* ---- fsck_node.c ---- */
 

@@ -10,22 +10,36 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SEGMENT_RECORD_FORMAT = 1, SEGMENT_FLAGS = 1 };
+enum {
+    SEGMENT_RECORD_FORMAT = 1,
+    FLAG_HOME = 1 << 1,
+    FLAG_FILLING = 1 << 2,
+    FLAG_BROKEN = 1 << 3,
+    FLAG_PACKED = 1 << 4,
+    HOME_FLAGS = FLAG_HOME | FLAG_FILLING | FLAG_BROKEN | FLAG_PACKED,
+    SEGMENT_FLAGS = 1 | HOME_FLAGS,
+};
 
 /*
  * The fields of docs/FORMAT.md, "Segments". The daemon refuses a record whose
  * numbers contradict each other; here they are wanted, to say what is wrong.
  */
-static bool decode(const uint8_t *record, size_t len, uint64_t *live, uint64_t *cursor)
+static bool decode(const uint8_t *record, size_t len, uint64_t *flags_out, uint64_t *live,
+                   uint64_t *cursor)
 {
     struct rbuf r = rbuf_of(record, len);
     uint64_t format = rbuf_get_varint(&r);
     uint64_t flags = rbuf_get_varint(&r);
     *live = rbuf_get_varint(&r);
     *cursor = rbuf_get_varint(&r);
+    bool home = flags & FLAG_HOME;
+    uint64_t slots = home ? SEGMENT_HOME_SLOTS : SEGMENT_SLOTS;
+    if (home)
+        rbuf_get_varint(&r); /* the size of its file: not to be told from others */
+    *flags_out = flags;
     return !r.bad && rbuf_left(&r) == 0 && format == SEGMENT_RECORD_FORMAT &&
-           (flags & ~(uint64_t)SEGMENT_FLAGS) == 0 && *live <= SEGMENT_SLOTS &&
-           *cursor <= SEGMENT_SLOTS && *cursor % SLOT_GROUP == 0;
+           (flags & ~(uint64_t)SEGMENT_FLAGS) == 0 && (home || (flags & HOME_FLAGS) == 0) &&
+           *live <= slots && *cursor <= slots && *cursor % SLOT_GROUP == 0;
 }
 
 /* Record 0 is no segment: the lowest id that was never given to one. */
@@ -55,7 +69,9 @@ static int look_at_file(struct fsck *f, struct fsck_segment *segment)
     } else if (!S_ISREG(st.st_mode)) {
         segment->file_missing = true;
     } else {
-        segment->file_slots = (uint64_t)st.st_size / f->sb.chunk_bytes;
+        uint64_t size = (uint64_t)st.st_size, chunk_bytes = f->sb.chunk_bytes;
+        segment->file_slots =
+            segment->home ? div_round_up_u64(size, chunk_bytes) : size / chunk_bytes;
     }
     g_free(name);
     return error;
@@ -83,6 +99,16 @@ int fsck_open_segment(struct fsck *f, uint32_t id)
     return error;
 }
 
+/* All that it can have; if the record does not tell what kind it is, all that its file
+ * has, at least. */
+static unsigned count_groups(const struct fsck_segment *segment)
+{
+    uint64_t slots = segment->home ? segment->cursor : SEGMENT_SLOTS;
+    if (segment->undecodable)
+        slots = max_u64(slots, min_u64(segment->file_slots, SEGMENT_HOME_SLOTS));
+    return (unsigned)div_round_up_u64(slots, COUNT_GROUP);
+}
+
 int fsck_load_segments(struct fsck *f)
 {
     struct cursor c;
@@ -90,13 +116,13 @@ int fsck_load_segments(struct fsck *f)
     fsck_phase(f, "segments", 0);
     cursor_open(&c, f, KEY_SEGMENT);
     while (!error && cursor_next(&c)) {
-        uint64_t live, cursor;
+        uint64_t flags, live, cursor;
         if (c.a == 0) {
             if (!next_id_valid(c.value, c.value_len))
                 fsck_undecodable(f, &c);
             continue;
         }
-        bool good = decode(c.value, c.value_len, &live, &cursor);
+        bool good = decode(c.value, c.value_len, &flags, &live, &cursor);
         if (!good || c.a > UINT32_MAX)
             fsck_undecodable(f, &c);
         if (c.a > UINT32_MAX)
@@ -106,8 +132,12 @@ int fsck_load_segments(struct fsck *f)
             .undecodable = !good,
             .live = good ? (uint32_t)live : 0,
             .cursor = good ? (uint32_t)cursor : SEGMENT_SLOTS,
+            .home = good && flags & FLAG_HOME,
+            .home_filling = good && flags & FLAG_FILLING,
+            .home_broken = good && flags & FLAG_BROKEN,
         };
         error = look_at_file(f, &segment);
+        segment.groups = count_groups(&segment);
         g_array_append_val(f->segments, segment);
     }
     f->report->segments = f->segments->len;

@@ -11,9 +11,10 @@
  *              the map or the size, and for one who takes a clone (so that the
  *              clone is one point in time). Several: ascending by number.
  *   [the transaction gate]
- *   attr_lock  (mutex, leaf) all fields of struct inode_attr but the map. One
- *              who sets the size holds map_lock exclusively AND attr_lock; the
- *              map is changed under map_lock exclusively, inside the gate.
+ *   attr_lock  (mutex, leaf) all fields of struct inode_attr but the map and
+ *              the home. One who sets the size holds map_lock exclusively AND
+ *              attr_lock; map and home are changed under map_lock exclusively,
+ *              inside the gate.
  *
  * Invariants:
  *  1. refs counts pointers in the daemon; nlookup counts what the kernel
@@ -55,6 +56,9 @@ struct inode_attr {
     struct timespec atime, mtime, ctime, btime;
     uint64_t parent;     /* directories: the inode of "..", else 0 */
     struct map map;      /* regular files */
+    uint32_t home;       /* regular files: segment with chunk i in slot i (home.h), 0: none */
+    bool home_filling;   /* this inode alone fills holes from its home */
+    bool packing;        /* has a home that not all of it has been moved to yet */
     char *target;        /* symlinks, owned */
     bool has_capability; /* has a security.capability xattr, removed by writing */
     bool has_xattrs;     /* may have xattrs: if not, none is looked for */
@@ -78,6 +82,7 @@ struct inode {
     GList lru_link;                  /* inode.c's own: in the shard's LRU while evictable */
     GList dirty_link;
     bool in_lru;
+    uint64_t packed_chunks; /* while packing: all before lies in the home; map_lock */
 };
 
 struct inode_cache;

@@ -17,7 +17,11 @@ enum {
     FLAG_CAPABILITY = 1 << 0,
     FLAG_XATTRS = 1 << 1,
     FLAG_LINKABLE = 1 << 2,
-    FLAGS_KNOWN = FLAG_CAPABILITY | FLAG_XATTRS | FLAG_LINKABLE,
+    FLAG_HOME = 1 << 3,
+    FLAG_HOME_FILLING = 1 << 4,
+    FLAG_PACKING = 1 << 5,
+    FLAGS_KNOWN = FLAG_CAPABILITY | FLAG_XATTRS | FLAG_LINKABLE | FLAG_HOME | FLAG_HOME_FILLING |
+                  FLAG_PACKING,
     NSEC_PER_SEC = 1000000000,
     TARGET_MAX = 4095, /* PATH_MAX less the NUL */
 };
@@ -32,7 +36,9 @@ static void put_time(struct wbuf *out, const struct timespec *ts, const struct t
 void inode_encode(const struct inode_attr *attr, struct wbuf *out)
 {
     uint64_t flags = (attr->has_capability ? FLAG_CAPABILITY : 0) |
-                     (attr->has_xattrs ? FLAG_XATTRS : 0) | (attr->linkable ? FLAG_LINKABLE : 0);
+                     (attr->has_xattrs ? FLAG_XATTRS : 0) | (attr->linkable ? FLAG_LINKABLE : 0) |
+                     (attr->home ? FLAG_HOME : 0) | (attr->home_filling ? FLAG_HOME_FILLING : 0) |
+                     (attr->packing ? FLAG_PACKING : 0);
     wbuf_put_u8(out, INODE_RECORD_VERSION);
     wbuf_put_varint(out, flags);
     wbuf_put_varint(out, attr->mode);
@@ -49,6 +55,8 @@ void inode_encode(const struct inode_attr *attr, struct wbuf *out)
         wbuf_put_varint(out, attr->map.levels);
         if (attr->map.levels)
             wbuf_put_varint(out, attr->map.root);
+        if (attr->home)
+            wbuf_put_varint(out, attr->home);
         break;
     case S_IFDIR:
         wbuf_put_varint(out, attr->parent);
@@ -142,6 +150,13 @@ int inode_decode(const void *record, size_t len, struct inode_attr *out)
     switch (out->mode & S_IFMT) {
     case S_IFREG:
         get_map(&r, &out->map);
+        if (flags & FLAG_HOME) {
+            out->home = get_u32(&r);
+            out->home_filling = flags & FLAG_HOME_FILLING;
+            out->packing = flags & FLAG_PACKING;
+            if (!out->home || (out->packing && !out->home_filling))
+                r.bad = true;
+        }
         break;
     case S_IFDIR:
         out->parent = rbuf_get_varint(&r);
@@ -161,6 +176,8 @@ int inode_decode(const void *record, size_t len, struct inode_attr *out)
     default:
         r.bad = true;
     }
+    if (flags & FLAG_HOME ? !S_ISREG(out->mode) : flags & (FLAG_HOME_FILLING | FLAG_PACKING))
+        r.bad = true;
     if (r.bad || rbuf_left(&r)) {
         g_free(out->target);
         out->target = NULL;

@@ -13,6 +13,7 @@
 #include "cowfs/reap.h"
 
 #include "cowfs/fs.h"
+#include "cowfs/home.h"
 #include "cowfs/names.h"
 
 #include <errno.h>
@@ -52,6 +53,7 @@ static int release_step(struct reaper *r, struct inode *inode, bool *done)
     txn_throttle(fs->txn);
     pthread_rwlock_wrlock(&inode->map_lock);
     txn_enter(fs->txn);
+    home_leave(inode, false);
     struct map map = inode->attr.map;
     if (map.levels) {
         error = map_release(fs->nodes, &map, &more);

@@ -13,6 +13,10 @@
  *             a leaf that several files share: the bytes are the same. Or, if
  *             there is no equal, the chunk enters the index.
  *
+ * The chunks of a flat file (flat.h) are not exchanged if that is to stay flat: they
+ * only enter the index, so that others find them. Exchanging one marks its segment
+ * in the same transaction (segments_home_take).
+ *
  * A chunk that is marked and then does not enter the index may still have
  * owners: entries of other leaves (of a clone that went its own way), or all of
  * them after an error. The mark is taken back, so that it can be sealed by way
@@ -37,12 +41,14 @@ struct item {
     struct item *twin; /* an earlier item of this batch with the same bytes */
     struct content_hash hash;
     bool findable; /* no living chunk in the index has this hash */
+    bool sealed;   /* it was before, and is in the index; here to be exchanged */
     bool entered;  /* it is in the index, or will be when this transaction ends */
 };
 
 struct batch {
     struct fs *fs;
     struct inode *inode;
+    bool keep_flat;
     struct item *items;
     struct content_query *queries; /* as many as items, and so are the entries */
     struct content_entry *entries;
@@ -61,6 +67,15 @@ enum {
     COMPARE_CHUNKS_MAX = 32, /* and when it goes well */
     LOOKUPS_MAX = 64,        /* hashes looked up at once */
 };
+
+/* A sealed chunk that may have been left where it is so that its file stayed flat? */
+static bool was_kept(const struct batch *b, const struct extent *e)
+{
+    struct segment_home home;
+    return b->fs->config.keep_flat && !b->keep_flat &&
+           segments_home_get(b->fs->segments, (uint32_t)(e->chunk >> 32), &home) == 0 &&
+           !home.packed;
+}
 
 /* Step 1. */
 static int mark(struct batch *b, uint64_t index, uint64_t limit, uint64_t *next)
@@ -85,10 +100,11 @@ static int mark(struct batch *b, uint64_t index, uint64_t limit, uint64_t *next)
         error = counts_alike_run(fs->chunk_counts, e.chunk, n, &info, &n);
         if (error)
             break;
-        if (!info.sealed && !e.reserved) {
-            error = counts_seal(fs->chunk_counts, e.chunk, n);
+        if (!e.reserved && (!info.sealed || was_kept(b, &e))) {
+            error = info.sealed ? 0 : counts_seal(fs->chunk_counts, e.chunk, n);
             for (uint32_t i = 0; i < n && !error; i++)
-                b->items[b->count++] = (struct item){.index = index + i, .chunk = e.chunk + i};
+                b->items[b->count++] = (struct item){
+                    .index = index + i, .chunk = e.chunk + i, .sealed = info.sealed};
             b->chunk_min = MIN(b->chunk_min, e.chunk);
             b->chunk_max = MAX(b->chunk_max, e.chunk + n - 1);
         }
@@ -321,7 +337,8 @@ static int share(struct batch *b, struct node *leaf, unsigned i, unsigned *n, ui
     }
     *n = MIN(*n, alike);
     uint32_t merged = 0;
-    if (it->equal && counts_merge(fs->chunk_counts, it->equal, *n, &merged) == 0) {
+    if (it->equal && segments_home_take(fs->segments, it->chunk, b->keep_flat) &&
+        counts_merge(fs->chunk_counts, it->equal, *n, &merged) == 0) {
         *n = merged;
         if (!node_exchange(leaf, at, merged, it->chunk, it->equal))
             return node_unref_chunks(fs->nodes, it->equal, merged);
@@ -329,12 +346,14 @@ static int share(struct batch *b, struct node *leaf, unsigned i, unsigned *n, ui
         return node_unref_chunks(fs->nodes, it->chunk, merged);
     }
     *n = 1;
+    it->entered = true;
+    if (it->sealed)
+        return 0;
     b->entries[b->entry_count++] = (struct content_entry){
         .hash = it->hash,
         .chunk = it->chunk,
         .findable = it->findable,
     };
-    it->entered = true;
     return 0;
 }
 
@@ -342,9 +361,9 @@ static void unmark(struct batch *b)
 {
     for (unsigned i = 0, n; i < b->count; i += n) {
         n = 1;
-        if (b->items[i].entered)
+        if (b->items[i].entered || b->items[i].sealed)
             continue;
-        while (i + n < b->count && !b->items[i + n].entered &&
+        while (i + n < b->count && !b->items[i + n].entered && !b->items[i + n].sealed &&
                b->items[i + n].chunk == b->items[i].chunk + n)
             n++;
         /* An error leaves them sealed: that is safe. */
@@ -416,11 +435,12 @@ static int seal_batch(struct batch *b, uint64_t limit, struct seal_result *out)
 }
 
 int seal_file_part(struct fs *fs, struct inode *inode, uint64_t index, uint64_t limit,
-                   const struct seal_pace *pace, struct seal_result *out)
+                   bool keep_flat, const struct seal_pace *pace, struct seal_result *out)
 {
     struct batch b = {
         .fs = fs,
         .inode = inode,
+        .keep_flat = keep_flat,
         .max = BATCH_BYTES / fs->chunk_bytes,
         .pace = pace,
     };

@@ -130,7 +130,7 @@ static bool seal_file(struct sealer *s, struct inode *inode)
         int64_t t0 = now_ms();
         if (fs_may_change(fs) != 0)
             return false;
-        int error = seal_file_part(fs, inode, index, PART_CHUNKS,
+        int error = seal_file_part(fs, inode, index, PART_CHUNKS, fs->config.keep_flat,
                                    &(struct seal_pace){.fn = pace, .arg = s}, &r);
         if (error) {
             g_warning("sealing inode %" G_GUINT64_FORMAT ": %s", inode->ino, g_strerror(-error));

@@ -35,9 +35,11 @@ struct seal_pace {
     void (*fn)(void *arg, bool locks);
     void *arg;
 };
-/* Seals chunks of the file from `index` on, at most `limit` of them looked at. `pace` may
- * be NULL. From any thread. The caller holds a reference. */
+/* Seals chunks of the file from `index` on, at most `limit` of them looked at. keep_flat:
+ * takes no chunk out of a segment that makes files flat (flat.h); without it, none out of
+ * those that are packed or pinned. `pace` may be NULL. From any thread. The caller holds a
+ * reference. */
 int seal_file_part(struct fs *fs, struct inode *inode, uint64_t index, uint64_t limit,
-                   const struct seal_pace *pace, struct seal_result *out);
+                   bool keep_flat, const struct seal_pace *pace, struct seal_result *out);
 
 #endif

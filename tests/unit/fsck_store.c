@@ -85,7 +85,7 @@ static void seal(struct fs *fs, uint64_t ino)
 {
     struct inode *inode = get(fs, ino);
     struct seal_result result;
-    ck_assert_int_eq(seal_file_part(fs, inode, 0, UINT64_MAX, NULL, &result), 0);
+    ck_assert_int_eq(seal_file_part(fs, inode, 0, UINT64_MAX, false, NULL, &result), 0);
     ck_assert_uint_eq(result.hashed_chunks, SEALED_CHUNKS);
     inode_put(inode);
 }

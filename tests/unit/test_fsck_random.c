@@ -116,7 +116,7 @@ static void step(struct fs *fs, GRand *random)
             change_content(inode, random); /* open, without a name */
     } else if (what < 19) {
         struct seal_result result;
-        seal_file_part(fs, inode, some_offset(random) / STORE_CHUNK, 1024, NULL, &result);
+        seal_file_part(fs, inode, some_offset(random) / STORE_CHUNK, 1024, false, NULL, &result);
     } else {
         fs_commit(fs);
     }

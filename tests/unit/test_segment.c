@@ -812,8 +812,8 @@ START_TEST(an_unclean_end_leaves_no_garbage)
     /* The unknown group is cut off; the rest is for segments_reclaim. */
     ck_assert_int_eq(size_of(id), (int64_t)(uint32_t)lost * CHUNK);
     ck_assert_int_eq(blocks_of(id), (2 * SLOT_GROUP + 30) * CHUNK);
-    ck_assert_int_eq(segments_reclaim(s, owned_fails, NULL), -EUCLEAN);
-    ck_assert_int_eq(segments_reclaim(s, owned_by_set, set), 0);
+    ck_assert_int_eq(segments_reclaim(s, true, owned_fails, NULL), -EUCLEAN);
+    ck_assert_int_eq(segments_reclaim(s, true, owned_by_set, set), 0);
     ck_assert_int_eq(blocks_of(id), (SLOT_GROUP + 10) * CHUNK);
     for (unsigned i = 0; i < SLOT_GROUP; i++)
         ck_assert(chunk_is_right(kept + i));
@@ -844,7 +844,7 @@ START_TEST(unflagged_segments_are_left_alone_unless_they_are_too_large)
     commit();
     crash_and_reopen();
     /* Segment a is full and clean: nobody asks who owns its chunks. */
-    ck_assert_int_eq(segments_reclaim(s, owned_by_set, set), 0);
+    ck_assert_int_eq(segments_reclaim(s, true, owned_by_set, set), 0);
 
     char path[4096];
     path_of(path, sizeof(path), id_of(a));
@@ -853,7 +853,7 @@ START_TEST(unflagged_segments_are_left_alone_unless_they_are_too_large)
     close(fd);
     crash_and_reopen();
     ck_assert_int_eq(blocks_of(id_of(a)), (SLOT_GROUP + 1) * CHUNK);
-    ck_assert_int_eq(segments_reclaim(s, owned_by_set, set), 0);
+    ck_assert_int_eq(segments_reclaim(s, true, owned_by_set, set), 0);
     ck_assert_int_eq(blocks_of(id_of(a)), SLOT_GROUP * CHUNK);
     ck_assert(chunk_is_right(a + 511));
 }
@@ -911,7 +911,7 @@ START_TEST(the_flag_is_up_while_unowned_bytes_are_possible)
     g_autoptr(GHashTable) set = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
     own(set, a + 9, SLOT_GROUP - 9);
     own(set, b, SLOT_GROUP);
-    ck_assert_int_eq(segments_reclaim(s, owned_by_set, set), 0);
+    ck_assert_int_eq(segments_reclaim(s, true, owned_by_set, set), 0);
     commit();
     ck_assert(!is_flagged(id));
 }
@@ -936,7 +936,7 @@ START_TEST(files_without_a_record_are_removed)
     chunk_t none;
     ck_assert_int_eq(segments_alloc_group(s, &none), -EROFS);
     ck_assert_int_eq(segments_write(s, a, 0, "x", 1), -EROFS);
-    ck_assert_int_eq(segments_reclaim(s, owned_fails, NULL), -EROFS);
+    ck_assert_int_eq(segments_reclaim(s, true, owned_fails, NULL), -EROFS);
     segments_close(s);
 
     open_segments();
@@ -1004,7 +1004,7 @@ START_TEST(wrong_sums_do_no_harm)
     own(set, a + 300, 212);
     crash_and_reopen();
     put_group(); /* what is new meanwhile is not touched */
-    ck_assert_int_eq(segments_reclaim(s, owned_by_set, set), 0);
+    ck_assert_int_eq(segments_reclaim(s, true, owned_by_set, set), 0);
     ck_assert(chunk_is_right(a + 300));
     ck_assert(chunk_is_right(a + 511));
 }
@@ -1093,7 +1093,7 @@ START_TEST(random_work_with_crashes)
                     ck_assert(chunk_is_right(owned[i]));
                     live++;
                 }
-            ck_assert_int_eq(segments_reclaim(s, owned_by_set, set), 0);
+            ck_assert_int_eq(segments_reclaim(s, true, owned_by_set, set), 0);
             struct segments_stats stats;
             ck_assert_int_eq(segments_stats(s, &stats), 0);
             ck_assert_uint_eq(stats.live_chunks, live);
