@@ -18,8 +18,10 @@ static int read_fully(int fd, uint8_t *buffer, size_t bytes, off_t offset)
         ssize_t n = pread(fd, buffer, bytes, offset);
         if (n < 0 && errno == EINTR)
             continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
+        if (n < 0)
+            return -errno;
+        if (n == 0) /* the other way knows whether the file may end here */
+            return -EINVAL;
         buffer += n;
         bytes -= (size_t)n;
         offset += n;

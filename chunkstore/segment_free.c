@@ -231,8 +231,7 @@ static bool may_have_unowned(struct segments *s, struct segment *seg, bool uncle
     *missing = fstatat(s->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0;
     if (*missing)
         return false;
-    return atomic_load(&seg->unowned) ||
-           (unclean && atomic_load(&seg->flags) & SEGMENT_FILLING) ||
+    return atomic_load(&seg->unowned) || (unclean && atomic_load(&seg->flags) & SEGMENT_FILLING) ||
            (uint64_t)st.st_blocks * 512 > (uint64_t)seg->live_at_open * s->chunk_bytes;
 }
 

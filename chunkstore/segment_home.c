@@ -39,9 +39,9 @@ static bool can_punch(struct segments *s, struct segment *seg)
     int fd = segment_fd_get(s, seg);
     if (fd < 0)
         return false;
-    bool can = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
-                         (off_t)s->chunk_bytes) == 0 ||
-               errno != EOPNOTSUPP;
+    bool can =
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)s->chunk_bytes) == 0 ||
+        errno != EOPNOTSUPP;
     segment_fd_put(seg);
     atomic_store(can ? &s->punch_supported : &s->punch_unsupported, true);
     return can;

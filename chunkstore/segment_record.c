@@ -41,9 +41,8 @@ static bool record_decode(const uint8_t *value, size_t len, struct segment_recor
     uint64_t home_bytes = flags & SEGMENT_HOME ? rbuf_get_varint(&r) : 0;
     uint64_t slots = flags & SEGMENT_HOME ? SEGMENT_HOME_SLOTS : SEGMENT_SLOTS;
     if (r.bad || rbuf_left(&r) != 0 || format != SEGMENT_RECORD_FORMAT ||
-        (flags & ~(uint64_t)SEGMENT_FLAGS_KNOWN) || cursor > slots ||
-        cursor % SLOT_GROUP != 0 || live > cursor ||
-        (!(flags & SEGMENT_HOME) && flags & SEGMENT_HOME_FLAGS))
+        (flags & ~(uint64_t)SEGMENT_FLAGS_KNOWN) || cursor > slots || cursor % SLOT_GROUP != 0 ||
+        live > cursor || (!(flags & SEGMENT_HOME) && flags & SEGMENT_HOME_FLAGS))
         return false;
     *record = (struct segment_record){
         .flags = (uint32_t)flags,
@@ -258,9 +257,9 @@ bool segment_is_empty(struct segments *s, struct segment *seg)
      * at again); once no group is held, nothing becomes live; each dead run
      * counts as garbage before it stops to count as live. */
     return atomic_load(&seg->state) == SEGMENT_LIVE && !is_being_filled(s, seg) &&
-           atomic_load(&seg->held_groups) == 0 &&
-           !(atomic_load(&seg->flags) & SEGMENT_FILLING) && atomic_load(&seg->pins) == 0 &&
-           atomic_load(&seg->live) == 0 && atomic_load(&seg->garbage) == 0;
+           atomic_load(&seg->held_groups) == 0 && !(atomic_load(&seg->flags) & SEGMENT_FILLING) &&
+           atomic_load(&seg->pins) == 0 && atomic_load(&seg->live) == 0 &&
+           atomic_load(&seg->garbage) == 0;
 }
 
 /* Nobody may pin it in between. */

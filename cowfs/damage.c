@@ -167,6 +167,19 @@ bool damage_has(struct fs *fs, chunk_t chunk)
     return find_damaged(fs, chunk, 1) == 0;
 }
 
+bool damage_in_segment(struct fs *fs, uint32_t segment_id)
+{
+    GHashTableIter it;
+    gpointer key;
+    bool found = false;
+    pthread_rwlock_rdlock(&fs->damage->lock);
+    g_hash_table_iter_init(&it, fs->damage->chunks);
+    while (!found && g_hash_table_iter_next(&it, &key, NULL))
+        found = (chunk_t)(uintptr_t)key >> 32 == segment_id;
+    pthread_rwlock_unlock(&fs->damage->lock);
+    return found;
+}
+
 /* ---- checked reading ---- */
 
 /* Have these sealed chunks the hashes that are on record? */

@@ -34,6 +34,7 @@ void damage_add(struct fs *fs, chunk_t chunk);
 void damage_remove(struct fs *fs, chunk_t chunk);
 uint64_t damage_count(struct fs *fs);
 bool damage_has(struct fs *fs, chunk_t chunk);
+bool damage_in_segment(struct fs *fs, uint32_t segment_id);
 
 /* segments_read, but -EIO if one of the chunks is known to be damaged or, with
  * the option verify, is sealed and has not its hash. */

@@ -2,6 +2,8 @@
 /* flat.c - which files are one whole flat segment, and holding these. */
 #include "cowfs/flat_internal.h"
 
+#include "cowfs/damage.h"
+
 #include <errno.h>
 
 enum flat_verdict flat_verdict_locked(struct inode *inode)
@@ -10,14 +12,18 @@ enum flat_verdict flat_verdict_locked(struct inode *inode)
     const struct inode_attr *a = &inode->attr;
     struct segment_home home;
     uint64_t end = div_round_up_u64(a->size_bytes, fs->chunk_bytes), found;
-    if (!a->home || segments_home_get(fs->segments, a->home, &home) != 0)
+    if (!a->home)
         return end <= NODE_ENTRIES ? FLAT_SMALL : FLAT_ELSEWHERE;
+    if (segments_home_get(fs->segments, a->home, &home) != 0)
+        return a->map.levels ? FLAT_DEDUPED : FLAT_ELSEWHERE; /* all of it was exchanged */
     if (a->packing)
         return FLAT_PACKING;
     if (home.broken)
         return FLAT_DEDUPED;
     if (home.unowned)
         return FLAT_UNSUPPORTED;
+    if (damage_in_segment(fs, a->home))
+        return FLAT_DAMAGED;
     /* A part of what the others with this home have (a copy in pieces). */
     if (!a->home_filling && a->size_bytes != home.size_bytes)
         return FLAT_ELSEWHERE;
@@ -51,6 +57,8 @@ const char *flat_verdict_text(enum flat_verdict verdict)
         return "it is being packed, or that was broken off";
     case FLAT_UNSUPPORTED:
         return "the file system below cannot punch holes";
+    case FLAT_DAMAGED:
+        return "parts of its segment are damaged; cowfs scrub tells which";
     }
     return "unknown";
 }

@@ -20,6 +20,7 @@ enum flat_verdict {
     FLAT_DEDUPED,     /* `cowfs seal` shares parts of its segment with other files */
     FLAT_PACKING,     /* a pack is under way, or was broken off */
     FLAT_UNSUPPORTED, /* the file system below cannot punch holes */
+    FLAT_DAMAGED,     /* chunks of its segment are known to be damaged (damage.h) */
 };
 /* `inode` is a regular file. The answer may be old when it is given. */
 enum flat_verdict flat_verdict(struct inode *inode);

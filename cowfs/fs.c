@@ -207,8 +207,7 @@ static int unrecorded_run(struct fs *fs, chunk_t first, uint32_t n, uint32_t *ru
 {
     uint8_t lower[KEY_MAX], upper[KEY_MAX];
     size_t lower_len = key_u64(lower, KEY_CHUNK_COUNTS, first / COUNT_GROUP);
-    size_t upper_len =
-        key_u64(upper, KEY_CHUNK_COUNTS, div_round_up_u64(first + n, COUNT_GROUP));
+    size_t upper_len = key_u64(upper, KEY_CHUNK_COUNTS, div_round_up_u64(first + n, COUNT_GROUP));
     struct metadb_iter *it = metadb_iter_new(fs->db, lower, lower_len, upper, upper_len);
     *run = n;
     if (metadb_iter_valid(it)) {

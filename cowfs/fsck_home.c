@@ -104,9 +104,8 @@ static int check_inode(struct home_check *h, uint64_t ino, const struct inode_at
                    "inodes %" PRIu64 " and %" PRIu64 " are both filled from segment %08" PRIx32,
                    segment->filler, ino, attr->home);
     } else if (attr->home_filling != segment->home_filling || !segment->home) {
-        fsck_found(h->f, FSCK_INODE_HOME, 1,
-                   "inode %" PRIu64 " %s segment %08" PRIx32 ", which %s", ino,
-                   attr->home_filling ? "is filled from" : "lies in", attr->home,
+        fsck_found(h->f, FSCK_INODE_HOME, 1, "inode %" PRIu64 " %s segment %08" PRIx32 ", which %s",
+                   ino, attr->home_filling ? "is filled from" : "lies in", attr->home,
                    !segment->home          ? "is a shared one"
                    : segment->home_filling ? "another one fills"
                                            : "is not filled any more");

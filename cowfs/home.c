@@ -113,8 +113,7 @@ static int find_extents(struct first_leaf *leaf)
     struct inode *inode = leaf->inode;
     struct extent e;
     for (uint64_t i = 0; i < NODE_ENTRIES; i += e.count) {
-        int error =
-            map_lookup(inode->fs->nodes, &inode->attr.map, i, NODE_ENTRIES - i, true, &e);
+        int error = map_lookup(inode->fs->nodes, &inode->attr.map, i, NODE_ENTRIES - i, true, &e);
         if (error)
             return error;
         if (e.chunk && !e.exclusive)

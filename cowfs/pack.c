@@ -15,6 +15,7 @@
  * The segment counts as packed from the beginning, so that sealing does not take out
  * what has been moved.
  */
+#include "cowfs/damage.h"
 #include "cowfs/file_internal.h"
 #include "cowfs/flat_internal.h"
 #include "cowfs/home.h"
@@ -78,7 +79,7 @@ static int move(struct packer *p, const struct extent *e)
     if (!error)
         error = segments_home_reach(fs->segments, inode->attr.home, e->index + count);
     if (!error)
-        error = segments_read(fs->segments, e->chunk, 0, p->buffer, bytes);
+        error = chunks_read(fs, e->chunk, 0, p->buffer, bytes);
     if (error)
         return error;
     error = segments_write(fs->segments, to, 0, p->buffer, bytes);
