@@ -103,8 +103,8 @@ static int mark(struct batch *b, uint64_t index, uint64_t limit, uint64_t *next)
         if (!e.reserved && (!info.sealed || was_kept(b, &e))) {
             error = info.sealed ? 0 : counts_seal(fs->chunk_counts, e.chunk, n);
             for (uint32_t i = 0; i < n && !error; i++)
-                b->items[b->count++] = (struct item){
-                    .index = index + i, .chunk = e.chunk + i, .sealed = info.sealed};
+                b->items[b->count++] =
+                    (struct item){.index = index + i, .chunk = e.chunk + i, .sealed = info.sealed};
             b->chunk_min = MIN(b->chunk_min, e.chunk);
             b->chunk_max = MAX(b->chunk_max, e.chunk + n - 1);
         }
