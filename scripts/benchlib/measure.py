@@ -65,20 +65,24 @@ def random_io(bench, kind, mode, ms, seed, *files):
     return helper(bench, "bench_rand", kind, mode, ms, seed, *files)
 
 
-def race(targets, jobs, rounds, measure, peers=(), keep=2, higher=True):
+def race(targets, jobs, rounds, measure, peers=(), kind=lambda name: "", higher=True):
     """Every target does every job, in turn; the samples as {job: {name: [...]}}.
     Of `peers`, which are one peer in several modes, all run in the first round
-    and the best `keep` of each job in the others. A Skip or a failure is the
+    and the best two of each kind in the others, job by job. A failure is the
     caller's. measure(target, job, round number) gives a figure."""
     samples = {job: {t.name: [] for t in targets} for job in jobs}
+    kinds = {}
+    for peer in peers:
+        kinds.setdefault(kind(peer.name), []).append(peer.name)
     for round_number in range(rounds):
-        for job in jobs:
-            first = {t.name: samples[job][t.name][0] for t in peers if round_number}
-            kept = sorted(first, key=first.get, reverse=higher)[:keep]
+        for job, found in samples.items():
+            resting = set()
+            for names in kinds.values() if round_number else ():
+                order = sorted(names, key=lambda n, of=found: of[n][0], reverse=higher)
+                resting.update(order[2:])
             for target in rotated(targets, round_number):
-                if target.name in first and target.name not in kept:
-                    continue
-                samples[job][target.name].append(measure(target, job, round_number))
+                if target.name not in resting:
+                    found[target.name].append(measure(target, job, round_number))
     return samples
 
 

@@ -125,7 +125,7 @@ def script(report, path):
         "unset ytics",
         'set grid x lc rgb "#dddddd"',
         f"set arrow from 1,0.4 to 1,{count + 0.6} nohead lw 1.5 lc rgb '#333333' front",
-        f"set key noenhanced horizontal at screen 0.5,{52 / height:.4f} center",
+        f"set key noenhanced horizontal at screen 0.5,{40 / height:.4f} center",
         *(f"{text} noenhanced font ',9'" for text in texts),
         "plot " + ", \\\n     ".join(plots),
         "",

@@ -21,6 +21,20 @@ def ready(bench, targets, size_bytes):
             done.add(target.volume)
 
 
+def alike(own, peers):
+    """A daemon may lift its mount's limits. All get the same, or the figure
+    would be of the kernel's settings and not of the daemons."""
+    settings = bdi_settings((own + peers)[0]) if own + peers else {}
+    for target in peers:
+        set_bdi(target, settings)
+    return settings
+
+
+def caches(name):
+    """--direct-io gives the page cache up."""
+    return "--direct-io" not in name
+
+
 def add_raced(bench, row, what, unit, samples, goal, higher=True, ratio_of="of the best mode"):
     """A line of cowfs against the best of passthrough_hp's modes; the others are
     in the JSON."""
@@ -64,17 +78,16 @@ def beside_passthrough(bench):
         own = [t for t in own if t]
         peers = bench.passthrough(stack, 8, size_bytes + GIB, *PASSTHROUGH_MODES)
         ready(bench, own + peers, size_bytes)
-        # A daemon may lift its mount's limits. All get the same, or the figure
-        # would be of the kernel's settings and not of the daemons.
-        settings = bdi_settings((own + peers)[0]) if own + peers else {}
-        for target in peers:
-            set_bdi(target, settings)
+        settings = alike(own, peers)
         figures = race(own + peers, JOBS, max(2, s.rounds * 4 // 5),
                        lambda target, job, number: one_job(bench, target, job, size_bytes, number),
-                       peers)
+                       peers, caches)
     for job in JOBS:
         unit, direct = ("IOPS" if job[2] == "4k" else "B/s"), job[5]
-        line = add_raced(bench, 8, job[0], unit, figures[job], (">=", 1.0 if direct else 0.8))
+        samples = figures[job]
+        if not direct:
+            samples = {n: v for n, v in samples.items() if caches(n)}
+        line = add_raced(bench, 8, job[0], unit, samples, (">=", 1.0 if direct else 0.8))
         if direct and unit == "B/s":
             tell_floor(bench, line)
     bench.report.note(8, "the kernel's settings of all mounts: "
@@ -103,7 +116,8 @@ def buffered(bench):
     """Through the page cache. Read: the file is read once (cat), then fio --rw=randread --bs=4k
     --ioengine=psync --invalidate=0 --time_based. Writes: fio --rw=randwrite --bs=4k|64k
     --ioengine=psync --end_fsync=1. Peers: XFS on a loop device on tmpfs, mkfs's and mount's
-    defaults; passthrough_hp as in row fuse."""
+    defaults; passthrough_hp as in row fuse, with
+    cowfs's read_ahead_kb and limits."""
     s = bench.scale
     size_bytes = bench.scaled(10, "the file", s.unit_bytes, bench.sandbox.fit(s.unit_bytes, 7))
     room = size_bytes * 2 + GIB
@@ -113,6 +127,7 @@ def buffered(bench):
         own = [t for t in (bench.cowfs(stack, room), bench.loop(stack, 10, "xfs", room)) if t]
         peers = bench.passthrough(stack, 10, size_bytes + GIB, *PASSTHROUGH_MODES)
         ready(bench, own + peers, size_bytes)
+        alike(own[:1], peers)
 
         def measure(target, job, number):
             pattern, block = jobs[job]
@@ -125,7 +140,7 @@ def buffered(bench):
                       warm_seconds=1 if pattern == "randread" else 0)
             return got["iops"] if block == "4k" else got["bytes_per_s"]
 
-        figures = race(own + peers, jobs, max(3, s.rounds), measure, peers)
+        figures = race(own + peers, jobs, max(3, s.rounds), measure, peers, caches)
     for job, (pattern, block) in jobs.items():
         unit = "IOPS" if block == "4k" else "B/s"
         samples = {n: v for n, v in figures[job].items() if not n.startswith(PEER)}
@@ -134,8 +149,13 @@ def buffered(bench):
                          (">=", 0.95 if pattern == "randread" else 0.5),
                          skipped=bench.cowfs_missing)
         samples = {n: v for n, v in figures[job].items() if n != "XFS"}
-        add_raced(bench, 10, f"{job}, against passthrough_hp", unit, samples,
+        add_raced(bench, 10, f"{job}, against passthrough_hp", unit,
+                  {n: v for n, v in samples.items() if caches(n)},
                   (">=", 1.0) if pattern == "randwrite" else None)
+        if pattern == "randwrite":
+            rest = {n: v for n, v in samples.items() if not caches(n)}
+            add_raced(bench, 10, f"{job}, against passthrough_hp with --direct-io (no page cache)",
+                      unit, {"cowfs": samples.get("cowfs", []), **rest}, None)
 
 
 LIFTED = ", raised"
@@ -169,8 +189,8 @@ def fault_in(bench):
                                   f"{target.name} before it was mapped")
             return got["touch_us"] / 1e6
 
-        figures = race(own + peers, jobs, max(3, s.rounds), measure, peers, higher=False,
-                       keep=3)
+        figures = race(own + peers, jobs, max(3, s.rounds), measure, peers,
+                       lambda name: name.endswith(LIFTED), higher=False)
     for job in jobs:
         what = f"cold MAP_SHARED fault-in of {size_bytes // MIB} MiB, {job}"
         alike = {n: v for n, v in figures[job].items() if not n.endswith(LIFTED)}
@@ -183,7 +203,7 @@ def fault_in(bench):
 
 
 def scaling(bench):
-    """bench_rand read|write direct 1000 SEED FILE…: a thread a file, 4 KiB requests with O_DIRECT at
+    """bench_rand read|write direct 500 SEED FILE…: a thread a file, 4 KiB requests with O_DIRECT at
     random places; "one file": all threads on the same. Peer: passthrough_hp --nopassthrough
     --nosplice, also with --direct-io."""
     s = bench.scale
@@ -203,7 +223,7 @@ def scaling(bench):
         def measure(target, job, number):
             kind, threads, one = job
             files = [target.path("file0" if one else f"file{n}") for n in range(threads)]
-            return random_io(bench, kind, "direct", 1000, number, *files)["per_s"]
+            return random_io(bench, kind, "direct", 500, number, *files)["per_s"]
 
         figures = race(own + peers, jobs, max(3, s.rounds), measure)
     for kind, threads, one in jobs:

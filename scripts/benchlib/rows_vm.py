@@ -255,14 +255,14 @@ def choice(bench):
     """One store for each kind of mount, on tmpfs; without -o of ours is what `cowfs mount` chooses.
     Disks: qemu-img bench as in row qemu on fresh clones, and bench_rand write buffered. Mapped
     snapshots: bench_map many on 4 clones (first touch of the first; PSS and page cache of all), and
-    bench_map touch private of a warm clone; bench_dirty stall for memory that is written."""
+    bench_map touch private of a warm clone, with view=DIR all in the view; bench_dirty stall for memory that is written."""
     s = bench.scale
     size_bytes = bench.scaled(ROW_CHOICE, "the file", s.unit_bytes // 2,
                               bench.sandbox.fit(s.unit_bytes // 2, 10))
     bench.require_cowfs()
     room, figures = size_bytes * 2 + GIB, {}
     with contextlib.ExitStack() as stack:
-        kinds = [("writeback",), ("nowriteback",), ("passthrough",)]
+        kinds = [("writeback",), ("nowriteback",), ("passthrough",), ("view=DIR",)]
         found = [bench.cowfs(stack, room)]
         found += [bench.cowfs_variant(stack, ROW_CHOICE, room, *kind) for kind in kinds]
         found = [t for t in found if t]
@@ -301,12 +301,12 @@ def one_mount(bench, target, size_bytes, number):
     for name in names:
         bench.sandbox.run(*copy_command(target, "base", name))
     drop_caches(target)
-    got = helper(bench, "bench_map", "many", *(target.path(n) for n in names))
+    got = helper(bench, "bench_map", "many", *(target.read_path(n) for n in names))
     size = f"{size_bytes // MIB} MiB"
     yield (f"a snapshot of {size} (MAP_PRIVATE), first touch of all pages", "s"), \
         got["touch_us_0"] / 1e6
     yield ("the same, of a second clone", "s"), got["touch_us_1"] / 1e6
-    yield ("the same, once more", "s"), touch(bench, target.path("clone1"))
+    yield ("the same, once more", "s"), touch(bench, target.read_path("clone1"))
     yield (f"PSS and page cache of 4 clones of {size}", "B"), \
         got["pss_bytes"] + max(0, got["Cached_growth_bytes"] - got["pss_bytes"])
     target.remove(*names)

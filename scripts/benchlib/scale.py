@@ -43,7 +43,7 @@ def full(rounds):
     return Scale(quick=False, rounds=rounds or 3, snap_bytes=2 * GIB, snap_writes=100_000,
                  own_clones=10, unit_bytes=GIB, tiles=64, many_clones=10_000, window=50,
                  chain=1000, chain_writes=4, random_reads=20_000, clones=100, clone_writes=1000,
-                 image_mib=1536, memory_mib=512, unique_gib=4, qd1_ops=30_000, qd16_ops=80_000,
+                 image_mib=1536, memory_mib=512, unique_gib=4, qd1_ops=20_000, qd16_ops=80_000,
                  buffered_ops=100_000, density_bytes=GIB, density_clones=16,
                  scaling_bytes=GIB // 4, dirty_pages=50_000, stall_pages=100_000, vms=10_000,
                  vm_rounds=3, sustained_s=30, seal_files=3)

@@ -184,8 +184,12 @@ def uring_allowed():
 
 
 class CowfsTarget(Target):
-    binary = store = None
+    binary = store = view = None
     options = ()
+
+    def read_path(self, name):
+        """Where to map what is only read: the view, if it has one."""
+        return (self.view or self.directory) / name
 
     def mount(self):
         """Its mount command; returns the seconds that it took."""
@@ -243,12 +247,17 @@ def cowfs(sandbox, binary, size_bytes, options=()):
 
 @contextlib.contextmanager
 def cowfs_on(sandbox, binary, volume, options=()):
-    """A new store in a directory that is there, mounted."""
+    """A new store in a directory that is there, mounted. The option view=DIR
+    stands for a second mount point beside it."""
     directory = sandbox.new_path("cowfs")
     directory.mkdir()
     name = " ".join(["cowfs", *(["-o", ",".join(options)] if options else [])])
     target = CowfsTarget(name, sandbox, directory, volume, fuse=True)
     target.binary, target.store, target.options = binary, volume / "store", tuple(options)
+    if "view=DIR" in options:
+        target.view = sandbox.new_path("view")
+        target.view.mkdir()
+        target.options = tuple(o.replace("DIR", str(target.view)) for o in options)
     try:
         with uring_allowed() if "io_uring" in options else contextlib.nullcontext():
             target.mount()
@@ -262,6 +271,8 @@ def _stop_cowfs(target):
         with contextlib.suppress(CommandFailed, Skip):
             target.sandbox.run(target.binary, "umount", target.directory, timeout_s=60)
     unmount(target.directory)
+    if target.view:
+        unmount(target.view)
     # The daemon outlives a lazy umount for as long as it hangs on something.
     if not wait_until(lambda: not target.pids(), 5, 0.1):
         for pid in target.pids():
