@@ -189,7 +189,7 @@ static void skip_counts(struct counting *n, uint64_t group)
 static void count_segment(struct counting *n, const struct fsck_segment *segment)
 {
     n->changed = n->live = n->end_slot = 0;
-    for (unsigned k = 0; k < GROUPS_PER_SEGMENT; k++) {
+    for (unsigned k = 0; k < segment->groups; k++) {
         uint64_t group = (uint64_t)segment->id << GROUP_SHIFT | k;
         const struct tally *t = &segment->tallies[k];
         const uint8_t *old = NULL;
