@@ -8,7 +8,7 @@ import time
 
 from .measure import best_of, fill, helper, median, random_io, rotated, scatter, spawn_seconds
 from .rows_clone import copy_command, over
-from .rows_memory import drop_caches, touch
+from .rows_memory import drop, touch
 from .sandbox import GIB, MIB, CommandFailed
 from .targets import CowfsTarget
 
@@ -238,7 +238,6 @@ def rewrite(bench):
             own.remove("clone")
             tmpfs.remove("copy")
             own.sync()
-            drop_caches(own)
     speeds = {n: [size_bytes / t for t in v] for n, v in times.items()}
     what = f"a memory.snap of {size_bytes // MIB} MiB, 1 % changed, written over a clone of the old"
     bench.report.add(ROW_REWRITE, f"{what}: stored", "B", {"cowfs": stored,
@@ -300,7 +299,7 @@ def one_mount(bench, target, size_bytes, number):
     names = [f"clone{n}" for n in range(4)]
     for name in names:
         bench.sandbox.run(*copy_command(target, "base", name))
-    drop_caches(target)
+    drop(bench, *(target.read_path(n) for n in ["base", *names]))
     got = helper(bench, "bench_map", "many", *(target.read_path(n) for n in names))
     size = f"{size_bytes // MIB} MiB"
     yield (f"a snapshot of {size} (MAP_PRIVATE), first touch of all pages", "s"), \

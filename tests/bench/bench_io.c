@@ -5,13 +5,14 @@
  *     bench_io fill FILE BYTES SEED
  *     bench_io write FILE COUNT SEED
  *     bench_io read FILE random|sequential COUNT SEED buffered|direct
+ *     bench_io drop FILE...
  *
  * All data is pseudo-random: nothing in it can be compressed, deduplicated or
  * taken for a hole. "write" puts 4 KiB on COUNT different blocks and ends with
  * one fsync, whose cost is told apart. "read" starts cold: the file's pages
  * are dropped first, and mincore's count of what stayed is printed, so that a
  * file system on which dropping does not work cannot look fast. COUNT 0 means
- * the whole file.
+ * the whole file. "drop" does that alone.
  */
 #include <stdbool.h>
 
@@ -20,7 +21,8 @@
 static const char usage[] =
     "bench_io fill FILE BYTES SEED\n"
     "       bench_io write FILE COUNT SEED\n"
-    "       bench_io read FILE random|sequential COUNT SEED buffered|direct";
+    "       bench_io read FILE random|sequential COUNT SEED buffered|direct\n"
+    "       bench_io drop FILE...";
 
 static void write_all(int fd, const char *path, const void *data, size_t bytes, uint64_t offset)
 {
@@ -133,6 +135,9 @@ int main(int argc, char **argv)
             (!direct && strcmp(argv[6], "buffered") != 0))
             misused(usage);
         timed_read(argv[2], random, parse_u64(argv[4], usage), parse_u64(argv[5], usage), direct);
+    } else if (argc >= 3 && strcmp(argv[1], "drop") == 0) {
+        for (int i = 2; i < argc; i++)
+            drop_cache(argv[i]);
     } else {
         misused(usage);
     }
