@@ -428,7 +428,8 @@ int fs_close(struct fs *fs)
     if (!fs->config.read_only) {
         sealer_stop(fs->sealer);
         fs->sealer = NULL;
-        inode_forget_all(fs->inodes);
+        for (unsigned mount = 0; mount < INODE_MOUNTS; mount++)
+            inode_forget_all(fs->inodes, mount);
         reaper_stop(fs->reaper, REAP_AT_CLOSE_MS);
         fs->reaper = NULL;
         damage_drop_freed(fs);

@@ -9,6 +9,7 @@
  */
 #include "cowfs/file.h"
 #include "cowfs/fuse_ops.h"
+#include "cowfs/opens.h"
 
 #include <errno.h>
 #include <linux/stat.h>
@@ -27,7 +28,7 @@ void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     struct stat st;
     inode_stat(inode, &st);
     inode_put(inode);
-    fuse_reply_attr(req, &st, FUSE_TIMEOUT_S);
+    fuse_reply_attr(req, &st, mount_of(req)->timeout_s);
 }
 
 /* All but the size, inside the gate, with the attr_lock. */
@@ -58,10 +59,8 @@ static void set_attributes(struct inode *inode, const struct stat *attr, int to_
     a->ctime = to_set & FUSE_SET_ATTR_CTIME ? attr->st_ctim : now;
 }
 
-void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
-                struct fuse_file_info *fi)
+static void set_attr(fuse_req_t req, fuse_ino_t ino, const struct stat *attr, int to_set)
 {
-    (void)fi;
     struct mount *m = mount_of(req);
     struct fs *fs = m->fs;
     struct inode *inode = NULL;
@@ -94,7 +93,35 @@ void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
     struct stat st;
     inode_stat(inode, &st);
     inode_put(inode);
-    fuse_reply_attr(req, &st, FUSE_TIMEOUT_S);
+    fuse_reply_attr(req, &st, m->timeout_s);
+}
+
+/* truncate(2), counted as a writer for so long. */
+static void truncate_counted(struct waiting *w, int error)
+{
+    struct mount *m = mount_of(w->req);
+    if (error) {
+        mount_refuse_write(w->req, w->ino, error);
+        return;
+    }
+    set_attr(w->req, w->ino, &w->attr, w->to_set);
+    mount_close(m, w->ino, OPEN_WRITER);
+}
+
+void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
+                struct fuse_file_info *fi)
+{
+    struct mount *m = mount_of(req);
+    if (!mount_is_writable(req))
+        return;
+    if (!m->service->opens || fi || !(to_set & FUSE_SET_ATTR_SIZE)) {
+        /* ftruncate(2) has a handle, which is a writer's. */
+        set_attr(req, ino, attr, to_set);
+        return;
+    }
+    struct waiting w = {.req = req, .ino = ino, .attr = *attr, .to_set = to_set};
+    w.go_on = truncate_counted;
+    mount_begin_write(m, &w);
 }
 
 static struct statx_timestamp statx_time(const struct timespec *ts)
@@ -136,7 +163,7 @@ void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct fuse_f
         .stx_rdev_major = major(st.st_rdev),
         .stx_rdev_minor = minor(st.st_rdev),
     };
-    fuse_reply_statx(req, 0, &stx, FUSE_TIMEOUT_S);
+    fuse_reply_statx(req, 0, &stx, mount_of(req)->timeout_s);
 }
 
 void op_statfs(fuse_req_t req, fuse_ino_t ino)

@@ -64,7 +64,7 @@ static size_t add_plus(struct listing *l, const struct dir_entry *e)
     if (!is_dot(e->name)) {
         int error = inode_get(l->mount->fs->inodes, e->ino, &inode);
         if (error == 0) {
-            mount_fill_entry(inode, &entry);
+            mount_fill_entry(l->mount, inode, &entry);
             g_array_append_val(l->looked_up, inode->ino);
             inode_put(inode);
         } else if (error != -ENOENT) {
@@ -110,7 +110,7 @@ static void list(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, bool
 
     if (plus) {
         for (guint i = 0; failed && i < l.looked_up->len; i++)
-            inode_forget(m->fs->inodes, g_array_index(l.looked_up, uint64_t, i), 1);
+            mount_forget(m, g_array_index(l.looked_up, uint64_t, i), 1);
         g_array_free(l.looked_up, TRUE);
     }
     g_free(l.buffer);

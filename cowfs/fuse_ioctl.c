@@ -6,7 +6,10 @@
  * the struct goes in and comes back whole, so no pointers and at most 16 KiB.
  */
 #include "cowfs/clone.h"
+#include "cowfs/flat.h"
+#include "cowfs/fuse_backing.h"
 #include "cowfs/fuse_ops.h"
+#include "cowfs/opens.h"
 #include "cowfs/reap.h"
 #include "cowfs/scrub.h"
 
@@ -22,13 +25,14 @@ struct call {
     struct mount *mount;
     struct fs *fs;
     uint64_t ino;
+    uint64_t fh; /* how the handle is served: enum open_kind */
     void *io;
 };
 
 static int do_token(struct call *c)
 {
     struct cowfs_ioc_token *io = c->io;
-    return token_give(c->mount->tokens, c->ino, io->token);
+    return token_give(c->mount->service->tokens, c->ino, io->token);
 }
 
 static int do_clone(struct call *c)
@@ -48,7 +52,7 @@ static int do_clone(struct call *c)
 
     if (!memchr(io->name, '\0', sizeof(io->name)))
         return -ENAMETOOLONG;
-    int error = token_find(c->mount->tokens, io->token, &source);
+    int error = token_find(c->mount->service->tokens, io->token, &source);
     if (error == 0)
         error = clone_tree(c->fs, source, c->ino, io->name, &caller, io);
     /* The kernel knows nothing of the new entry: names that are absent it does
@@ -58,9 +62,67 @@ static int do_clone(struct call *c)
     return error;
 }
 
+/* Why an open for reading would not be served past the daemon by this mount; "" if it
+ * would. The handle that asks does not count. */
+static void passthrough_reason(const struct call *c, enum flat_verdict flat, char *out, size_t size)
+{
+    const struct mount *m = c->mount;
+    struct opens *opens = m->service->opens;
+    *out = '\0';
+    if (c->fh == OPEN_PASSTHROUGH)
+        return;
+    if (!m->passthrough || m->no_passthrough) {
+        const char *reason = "the mount was not made with the option passthrough, nor is it a view";
+        if (m->no_passthrough)
+            reason = backings_reason(m->no_passthrough);
+        else if (m->writeback)
+            reason = "this mount has the kernel's writeback cache, which excludes passthrough";
+        g_snprintf(out, size, "%s", reason);
+        return;
+    }
+    struct opens_counts n = opens_look(opens, m->slot, c->ino);
+    n.writers -= c->fh == OPEN_WRITER && n.writers > 0;
+    n.readers -= c->fh == OPEN_READER && n.readers > 0;
+    if (flat != FLAT_YES)
+        g_snprintf(out, size, "%s", flat_verdict_text(flat));
+    else if (n.writers)
+        g_snprintf(out, size, "it is open for writing just now, by %u handles", n.writers);
+    else if (n.readers)
+        g_snprintf(out, size, "it is open for reading by %u handles that began without", n.readers);
+}
+
 static int do_stat(struct call *c)
 {
-    return usage_stat(c->fs, c->ino, c->io);
+    struct cowfs_ioc_stat *io = c->io;
+    struct inode *inode;
+    int error = usage_stat(c->fs, c->ino, io);
+    if (error == 0)
+        error = mount_inode(c->mount, c->ino, &inode);
+    if (error)
+        return error;
+    enum flat_verdict flat = flat_verdict(inode);
+    inode_put(inode);
+    passthrough_reason(c, flat, io->not_passthrough, sizeof(io->not_passthrough));
+    io->passthrough = io->not_passthrough[0] == '\0';
+    io->flat = flat == FLAT_YES;
+    return 0;
+}
+
+static int do_pack(struct call *c)
+{
+    struct cowfs_ioc_pack *io = c->io;
+    struct inode *inode;
+    /* The kernel has checked the right to write, and that it is a regular file. */
+    if (c->fh != OPEN_WRITER)
+        return -EBADF;
+    int error = fs_may_change(c->fs);
+    if (error == 0)
+        error = mount_inode(c->mount, c->ino, &inode);
+    if (error)
+        return error;
+    error = flat_pack_part(inode, io->offset, io->length, &io->next, &io->moved);
+    inode_put(inode);
+    return error;
 }
 
 static int do_du(struct call *c)
@@ -82,7 +144,7 @@ static int do_diff(struct call *c)
 {
     struct cowfs_ioc_diff *io = c->io;
     uint64_t other;
-    int error = token_find(c->mount->tokens, io->token, &other);
+    int error = token_find(c->mount->service->tokens, io->token, &other);
     return error ? error : diff_files(c->fs, c->ino, other, io);
 }
 
@@ -105,6 +167,9 @@ static int do_info(struct call *c)
     struct cowfs_ioc_info *io = c->io;
     io->pid = (uint32_t)getpid();
     g_strlcpy(io->store_path, c->fs->store_path, sizeof(io->store_path));
+    const char *view_path = atomic_load(&c->mount->service->view_path);
+    io->is_view = c->mount->view;
+    g_strlcpy(io->view_path, view_path ? view_path : "", sizeof(io->view_path));
     return 0;
 }
 
@@ -125,11 +190,14 @@ static int do_damage(struct call *c)
 static const struct handler {
     unsigned command;
     int (*fn)(struct call *c);
+    bool changes; /* the store, in a way that a read-only mount must not */
 } handlers[] = {
-    {COWFS_IOC_TOKEN, do_token}, {COWFS_IOC_CLONE, do_clone},   {COWFS_IOC_STAT, do_stat},
-    {COWFS_IOC_DU, do_du},       {COWFS_IOC_DF, do_df},         {COWFS_IOC_SEAL, do_seal},
-    {COWFS_IOC_DIFF, do_diff},   {COWFS_IOC_COMMIT, do_commit}, {COWFS_IOC_INFO, do_info},
-    {COWFS_IOC_SCRUB, do_scrub}, {COWFS_IOC_DAMAGE, do_damage},
+    {COWFS_IOC_TOKEN, do_token, false}, {COWFS_IOC_CLONE, do_clone, true},
+    {COWFS_IOC_STAT, do_stat, false},   {COWFS_IOC_DU, do_du, false},
+    {COWFS_IOC_DF, do_df, false},       {COWFS_IOC_SEAL, do_seal, true},
+    {COWFS_IOC_DIFF, do_diff, false},   {COWFS_IOC_COMMIT, do_commit, false},
+    {COWFS_IOC_INFO, do_info, false},   {COWFS_IOC_PACK, do_pack, true},
+    {COWFS_IOC_SCRUB, do_scrub, false}, {COWFS_IOC_DAMAGE, do_damage, false},
 };
 
 _Static_assert(sizeof(gid_t) == sizeof(uint32_t), "struct caller takes the list as it is");
@@ -149,7 +217,6 @@ void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fu
               unsigned flags, const void *in, size_t in_size, size_t out_size)
 {
     (void)arg;
-    (void)fi;
     (void)flags; /* compat or not: the structs have one layout */
     const struct handler *handler = find_handler(cmd);
     if (!handler) {
@@ -169,11 +236,16 @@ void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fu
         return;
     }
     struct mount *m = mount_of(req);
+    if (handler->changes && (m->view || m->fs->config.read_only)) {
+        fuse_reply_err(req, EROFS);
+        return;
+    }
     struct call call = {
         .req = req,
         .mount = m,
         .fs = m->fs,
         .ino = ino,
+        .fh = fi->fh,
         .io = g_memdup2(in, size),
     };
     int error = handler->fn(&call);

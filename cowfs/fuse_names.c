@@ -53,15 +53,14 @@ void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 
 void op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup)
 {
-    inode_forget(mount_of(req)->fs->inodes, ino, nlookup);
+    mount_forget(mount_of(req), ino, nlookup);
     fuse_reply_none(req);
 }
 
 void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
 {
-    struct inode_cache *inodes = mount_of(req)->fs->inodes;
     for (size_t i = 0; i < count; i++)
-        inode_forget(inodes, forgets[i].ino, forgets[i].nlookup);
+        mount_forget(mount_of(req), forgets[i].ino, forgets[i].nlookup);
     fuse_reply_none(req);
 }
 
@@ -72,6 +71,8 @@ static void make(fuse_req_t req, fuse_ino_t parent, const char *name, uint32_t m
     struct caller caller = mount_caller(req);
     struct inode *inode = NULL;
 
+    if (!mount_is_writable(req))
+        return;
     int error = names_create(fs, parent, name, mode, rdev, target, &caller, &inode);
     reply_entry(req, error, inode);
 }
@@ -93,24 +94,29 @@ void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const cha
 
 void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-    reply_status(req, names_unlink(mount_of(req)->fs, parent, name));
+    if (mount_is_writable(req))
+        reply_status(req, names_unlink(mount_of(req)->fs, parent, name));
 }
 
 void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-    reply_status(req, names_rmdir(mount_of(req)->fs, parent, name));
+    if (mount_is_writable(req))
+        reply_status(req, names_rmdir(mount_of(req)->fs, parent, name));
 }
 
 void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t new_parent,
                const char *new_name, unsigned flags)
 {
     struct fs *fs = mount_of(req)->fs;
-    reply_status(req, names_rename(fs, parent, name, new_parent, new_name, flags));
+    if (mount_is_writable(req))
+        reply_status(req, names_rename(fs, parent, name, new_parent, new_name, flags));
 }
 
 void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t new_parent, const char *new_name)
 {
     struct inode *inode = NULL;
+    if (!mount_is_writable(req))
+        return;
     int error = names_link(mount_of(req)->fs, ino, new_parent, new_name, &inode);
     reply_entry(req, error, inode);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* fuse_ops.c - the table of operations, what is agreed with the kernel, helpers. */
 #include "cowfs/fuse_ops.h"
+#include "cowfs/opens.h"
 
 #include <errno.h>
 #include <string.h>
@@ -9,12 +10,14 @@
  * than threads, so that none waits for the kernel to hand out the next. */
 enum { BACKGROUND_REQUESTS = 128, CONGESTION_REQUESTS = 96 };
 
-static void want(struct fuse_conn_info *conn, uint64_t flag, bool on)
+/* Returns whether it will be so. (fuse_get_feature_flag tells what the kernel could do, not
+ * what is wanted.) */
+static bool want(struct fuse_conn_info *conn, uint64_t flag, bool on)
 {
     if (on)
-        fuse_set_feature_flag(conn, flag); /* no effect where the kernel lacks it */
-    else
-        fuse_unset_feature_flag(conn, flag);
+        return fuse_set_feature_flag(conn, flag);
+    fuse_unset_feature_flag(conn, flag);
+    return false;
 }
 
 static void op_init(void *userdata, struct fuse_conn_info *conn)
@@ -30,15 +33,15 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
      * disk. Saves a lock and two list operations for every request. */
     conn->no_interrupt = 1;
 
-    want(conn, FUSE_CAP_WRITEBACK_CACHE, m->writeback);
-    m->writeback = fuse_get_feature_flag(conn, FUSE_CAP_WRITEBACK_CACHE);
+    m->writeback = want(conn, FUSE_CAP_WRITEBACK_CACHE, m->writeback);
 
     want(conn, FUSE_CAP_ASYNC_READ, true);
     want(conn, FUSE_CAP_ASYNC_DIO, true);
     want(conn, FUSE_CAP_PARALLEL_DIROPS, true);
     want(conn, FUSE_CAP_ATOMIC_O_TRUNC, true);
-    want(conn, FUSE_CAP_READDIRPLUS, true);
-    want(conn, FUSE_CAP_READDIRPLUS_AUTO, true);
+    /* Useless where the kernel may not keep what it is told with the names. */
+    want(conn, FUSE_CAP_READDIRPLUS, !m->view);
+    want(conn, FUSE_CAP_READDIRPLUS_AUTO, !m->view);
     want(conn, FUSE_CAP_IOCTL_DIR, true);
     want(conn, FUSE_CAP_CACHE_SYMLINKS, true);
     /* Inode numbers are durable and never used twice, which is all that file
@@ -51,16 +54,19 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
     want(conn, FUSE_CAP_HANDLE_KILLPRIV_V2, true);
     /* The kernel is told of every change because it makes them. A changed mtime
      * (which, write-through, it did not set itself) is no reason to drop all
-     * cached pages of a file. */
-    want(conn, FUSE_CAP_AUTO_INVAL_DATA, false);
-    want(conn, FUSE_CAP_EXPLICIT_INVAL_DATA, true);
+     * cached pages of a file. But a view sees what the other mount changed. */
+    want(conn, FUSE_CAP_AUTO_INVAL_DATA, m->view);
+    want(conn, FUSE_CAP_EXPLICIT_INVAL_DATA, !m->view);
     /* Splicing was measured to cost more than copying (docs/DESIGN.md). */
     want(conn, FUSE_CAP_SPLICE_READ, false);
     want(conn, FUSE_CAP_SPLICE_WRITE, false);
     want(conn, FUSE_CAP_SPLICE_MOVE, false);
-    /* Later: FUSE_CAP_PASSTHROUGH where the mount has no writeback cache (the
-     * kernel forbids the two together), and FUSE_CAP_OVER_IO_URING, which
-     * brings threads of libfuse's own that have no fuse_loop_buffer(). */
+    /* The kernel forbids it together with the writeback cache. Files below must not
+     * lie on a stacked file system themselves, but another may be stacked on us. */
+    m->passthrough = want(conn, FUSE_CAP_PASSTHROUGH, m->passthrough);
+    conn->max_backing_stack_depth = FUSE_BACKING_STACKED_UNDER;
+    /* Later: FUSE_CAP_OVER_IO_URING, which brings threads of libfuse's own that have
+     * no fuse_loop_buffer(). */
     want(conn, FUSE_CAP_OVER_IO_URING, false);
 
     sem_post(&m->initialised);
@@ -83,16 +89,31 @@ struct caller mount_caller(fuse_req_t req)
     };
 }
 
-void mount_fill_entry(struct inode *inode, struct fuse_entry_param *entry)
+void mount_fill_entry(struct mount *m, struct inode *inode, struct fuse_entry_param *entry)
 {
     *entry = (struct fuse_entry_param){
         .ino = inode->ino,
         .generation = 1, /* numbers are never used twice */
-        .attr_timeout = FUSE_TIMEOUT_S,
-        .entry_timeout = FUSE_TIMEOUT_S,
+        .attr_timeout = m->timeout_s,
+        .entry_timeout = m->timeout_s,
     };
     inode_stat(inode, &entry->attr);
-    inode_lookup_inc(inode);
+    inode_lookup_inc(inode, m->slot);
+}
+
+void mount_forget(struct mount *m, uint64_t ino, uint64_t nlookup)
+{
+    bool gone = inode_forget(m->fs->inodes, ino, m->slot, nlookup);
+    if (gone && m->service->opens)
+        opens_forgotten(m->service->opens, m->slot, ino);
+}
+
+bool mount_is_writable(fuse_req_t req)
+{
+    if (!mount_of(req)->view)
+        return true;
+    fuse_reply_err(req, EROFS);
+    return false;
 }
 
 void reply_entry(fuse_req_t req, int error, struct inode *inode)
@@ -102,10 +123,10 @@ void reply_entry(fuse_req_t req, int error, struct inode *inode)
         return;
     }
     struct fuse_entry_param entry;
-    struct inode_cache *inodes = mount_of(req)->fs->inodes;
-    mount_fill_entry(inode, &entry);
+    struct mount *m = mount_of(req);
+    mount_fill_entry(m, inode, &entry);
     if (fuse_reply_entry(req, &entry) != 0)
-        inode_forget(inodes, inode->ino, 1);
+        mount_forget(m, inode->ino, 1);
     inode_put(inode);
 }
 
@@ -156,7 +177,6 @@ void mount_kill_suidgid(fuse_req_t req, struct inode *inode)
  *   access         default_permissions: the kernel decides
  *   flush          its absence is remembered by the kernel, which saves a round
  *                  trip at each close(2); dirty pages it writes before anyway
- *   release        nothing is kept for a handle
  *   getlk, flock   the kernel keeps locks itself, which also survives a
  *                  restart of the daemon
  *   write_buf      is for splicing
@@ -180,6 +200,7 @@ const struct fuse_lowlevel_ops mount_ops = {
     .open = op_open,
     .create = op_create,
     .tmpfile = op_tmpfile,
+    .release = op_release,
     .read = op_read,
     .write = op_write,
     .fsync = op_fsync,

@@ -3,8 +3,13 @@
  * fuse_ops.h - what the fuse_*.c files share.
  *
  * Each operation gets a request and replies to it exactly once. Node ids are
- * inode numbers. There is no state in file handles (fi->fh stays 0), so that a
- * new daemon can go on with the files that the old one had open.
+ * inode numbers. File handles carry no state but how they are served (fi->fh is an
+ * enum open_kind of opens.h), so that a new daemon can go on with the files that
+ * the old one had open.
+ *
+ * A store has one mount, or two: the second is a read-only view of the same tree
+ * beside the first. Both are served by the same operations, and share all that
+ * `struct service` holds.
  *
  * Lookup counts: every entry that is handed to the kernel (lookup, create,
  * mkdir, ..., readdirplus) raises the inode's count by one before the reply,
@@ -35,14 +40,32 @@
 
 struct token_table;
 struct seeker;
+struct opener;
+
+/* What the mounts of one store share. */
+struct service {
+    struct fs *fs;
+    struct token_table *tokens;
+    /* All three NULL if no mount has passthrough: then nobody counts. */
+    struct backings *backings;
+    struct opens *opens;
+    struct opener *opener;
+    /* Where the view is mounted; NULL: there is none (any more). */
+    const char *_Atomic view_path;
+};
 
 /* One mount: the userdata of the FUSE session. */
 struct mount {
+    struct service *service;
     struct fs *fs;
     struct fuse_session *session;
-    bool writeback; /* as asked for; after init: as granted */
+    unsigned slot;          /* which one of the store's: of lookup counts, open files */
+    bool view;              /* read-only, beside another mount that may change the store */
+    bool writeback;         /* as asked for; after init: as granted */
+    bool passthrough;       /* the same */
+    int no_passthrough;     /* asked for and granted, but a negative errno of backings_try */
+    double timeout_s;       /* how long the kernel may keep attributes and names */
     unsigned max_read_bytes;
-    struct token_table *tokens;
     struct seeker *seeker;
     sem_t initialised; /* posted by init */
     int init_error;    /* negative errno if the kernel lacks what we need */
@@ -65,9 +88,15 @@ static inline void reply_status(fuse_req_t req, int error)
     fuse_reply_err(req, -error);
 }
 
+/* Whether the mount may change the store at all. If not (it is a view, and somebody
+ * has remounted it for writing), replies so. Every operation that changes something
+ * asks first. */
+bool mount_is_writable(fuse_req_t req);
+
 /* Fills an entry and raises the lookup count. Whoever cannot deliver it calls
- * inode_forget. */
-void mount_fill_entry(struct inode *inode, struct fuse_entry_param *entry);
+ * mount_forget. */
+void mount_fill_entry(struct mount *m, struct inode *inode, struct fuse_entry_param *entry);
+void mount_forget(struct mount *m, uint64_t ino, uint64_t nlookup);
 /* Takes over the reference; on error replies with that. */
 void reply_entry(fuse_req_t req, int error, struct inode *inode);
 
@@ -117,11 +146,47 @@ void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
 void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
 void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
 
-/* fuse_io.c */
+/* fuse_open.c */
 void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
                struct fuse_file_info *fi);
 void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fuse_file_info *fi);
+void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+
+/* fuse_wait.c: a thread for requests that wait for others to close a file, and for
+ * what is to be released some time after that. */
+struct waiting {
+    fuse_req_t req;
+    fuse_ino_t ino;
+    struct fuse_file_info fi;
+    /* Called by that thread when the inode may be written (error 0: it is counted as
+     * opens_write does), or may not; or, if `reads`, when no writer is left, or it has
+     * waited long enough. Replies. */
+    void (*go_on)(struct waiting *w, int error);
+    bool reads;
+    struct stat attr; /* for setattr */
+    int to_set;
+    struct waiting *next;
+    int64_t until_us;
+};
+struct opener *opener_new(struct service *service);
+void opener_free(struct opener *o); /* answers what waits; NULL is allowed */
+/* Takes a copy. */
+void opener_wait(struct opener *o, const struct waiting *w);
+/* Until all of them are answered. No new ones may come. */
+void opener_drain(struct opener *o);
+/* A last passthrough handle has been closed. */
+void opener_tidy_soon(struct opener *o);
+
+/* Calls w->go_on when the inode may be written: at once, or after a short wait in
+ * the other thread. Only if files are counted (service->opens). */
+void mount_begin_write(struct mount *m, struct waiting *w);
+/* Replies with the error, and says in the log why, if that is ETXTBSY. */
+void mount_refuse_write(fuse_req_t req, fuse_ino_t ino, int error);
+/* A handle, or one that could not be delivered, is no more. */
+void mount_close(struct mount *m, uint64_t ino, uint64_t fh);
+
+/* fuse_io.c */
 void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi);
 void op_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off_t offset,
               struct fuse_file_info *fi);

@@ -196,7 +196,7 @@ void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, struct f
     }
     error = seek_map(inode, (uint64_t)offset, whence, &found, &needed);
     inode_put(inode);
-    if (needed.from >= needed.to || m->fs->config.read_only) {
+    if (needed.from >= needed.to || m->fs->config.read_only || m->view) {
         reply(req, error, found);
         return;
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * fuse_session.h - a store served as a mount: what tools/ asks of the FUSE side.
+ * fuse_session.h - a store served as a mount, or as two: what tools/ asks of the
+ * FUSE side.
  *
  * The one who calls has forked already, if he wants to: RocksDB and threads do
  * not survive a fork.
@@ -10,27 +11,37 @@
 
 #include "cowfs/fs.h"
 
-struct fuse_mount_config {
-    const char *store_path; /* absolute */
-    const char *mountpoint; /* absolute, an existing directory */
+struct fuse_mount_point {
+    const char *path; /* absolute, an existing directory */
     /* Options for the kernel and libfuse, comma separated, commas and
      * backslashes in values escaped by a backslash: "ro,fsname=/a\,b". */
     const char *fuse_options;
+    /* At most one of them, as the kernel has it. */
+    bool writeback;   /* the kernel's writeback cache */
+    bool passthrough; /* flat files are read past the daemon */
+};
+
+struct fuse_mount_config {
+    const char *store_path; /* absolute */
+    struct fuse_mount_point main;
+    /* A second mount of the store, that changes nothing and sees what reaches the
+     * daemon by the first. path NULL: none. Ends with the first. */
+    struct fuse_mount_point view;
     unsigned max_read_bytes; /* as in fuse_options, where the two must agree; 0: no limit */
-    struct fs_config fs;
-    bool writeback;         /* the kernel's writeback cache */
-    unsigned threads;       /* most workers; 0: default */
-    unsigned read_ahead_kb; /* of the kernel for this mount; 0: leave it */
-    /* Called once, when the mount can be used. */
+    struct fs_config fs;     /* keep_flat is set here */
+    unsigned threads;        /* most workers of a mount; 0: default */
+    unsigned read_ahead_kb;  /* of the kernel for the mounts; 0: leave it */
+    /* Called once, when all mounts can be used. */
     void (*ready)(void *arg);
     void *arg;
 };
 
 /*
- * Opens the store, mounts, serves until the mount is gone or SIGTERM, SIGINT or
- * SIGHUP asks for the end, closes the store. Blocks those signals for good in
- * the calling thread. Returns 0, or a negative errno with err set: -EBUSY if the
- * store is in use, -EINVAL for options that contradict it, ...
+ * Opens the store, mounts, serves until the (first) mount is gone or SIGTERM, SIGINT
+ * or SIGHUP asks for the end, closes the store. Blocks those signals for good in
+ * the calling thread, and ignores SIGPIPE and SIGIO. Returns 0, or a negative errno
+ * with err set: -EBUSY if the store is in use, -EINVAL for options that contradict
+ * it, ...
  */
 int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err);
 

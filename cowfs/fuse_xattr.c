@@ -8,12 +8,14 @@
 void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size,
                  int flags)
 {
-    reply_status(req, xattr_set(mount_of(req)->fs, ino, name, value, size, flags));
+    if (mount_is_writable(req))
+        reply_status(req, xattr_set(mount_of(req)->fs, ino, name, value, size, flags));
 }
 
 void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 {
-    reply_status(req, xattr_remove(mount_of(req)->fs, ino, name));
+    if (mount_is_writable(req))
+        reply_status(req, xattr_remove(mount_of(req)->fs, ino, name));
 }
 
 /* name NULL: the list of names. size 0 asks for the length alone. */

@@ -114,12 +114,21 @@ void inode_cache_free(struct inode_cache *cache)
     g_aligned_free(cache);
 }
 
+/* Whether the kernel of any mount knows it. Under the shard's lock. */
+static bool looked_up(const struct inode *inode)
+{
+    uint64_t any = 0;
+    for (unsigned mount = 0; mount < INODE_MOUNTS; mount++)
+        any |= inode->nlookup[mount];
+    return any;
+}
+
 /* Invariant 4, restored after refs, nlookup, dirty or reaping fell. Under the
  * shard's lock; the inode may be gone afterwards. Returns true if the reaper
  * should hear of it. */
 static bool settle(struct shard *s, struct inode *inode)
 {
-    if (atomic_load(&inode->refs) || inode->nlookup || inode->reaping)
+    if (atomic_load(&inode->refs) || looked_up(inode) || inode->reaping)
         return false;
     /* Nobody else has the inode: nlink needs no lock. */
     bool orphan = inode->attr.nlink == 0;
@@ -221,31 +230,47 @@ void inode_put(struct inode *inode)
         reaper_queue(fs->reaper, ino);
 }
 
-void inode_lookup_inc(struct inode *inode)
+void inode_lookup_inc(struct inode *inode, unsigned mount)
 {
+    g_assert(mount < INODE_MOUNTS);
     struct shard *s = shard_of(inode->fs->inodes, inode->ino);
     pthread_mutex_lock(&s->lock);
-    inode->nlookup++;
+    inode->nlookup[mount]++;
     pthread_mutex_unlock(&s->lock);
 }
 
-void inode_forget(struct inode_cache *cache, uint64_t ino, uint64_t nlookup)
+bool inode_forget(struct inode_cache *cache, uint64_t ino, unsigned mount, uint64_t nlookup)
 {
+    g_assert(mount < INODE_MOUNTS);
     struct shard *s = shard_of(cache, ino);
-    bool orphan = false;
+    bool orphan = false, gone = true;
     pthread_mutex_lock(&s->lock);
     struct inode *inode = g_hash_table_lookup(s->inodes, &ino);
-    if (inode && inode->nlookup) {
-        inode->nlookup -= min_u64(nlookup, inode->nlookup);
+    if (inode && inode->nlookup[mount]) {
+        inode->nlookup[mount] -= min_u64(nlookup, inode->nlookup[mount]);
+        gone = inode->nlookup[mount] == 0;
         orphan = settle(s, inode);
     }
     pthread_mutex_unlock(&s->lock);
     if (orphan)
         reaper_queue(cache->fs->reaper, ino);
+    return gone;
 }
 
-void inode_forget_all(struct inode_cache *cache)
+bool inode_is_known(struct inode_cache *cache, uint64_t ino, unsigned mount)
 {
+    g_assert(mount < INODE_MOUNTS);
+    struct shard *s = shard_of(cache, ino);
+    pthread_mutex_lock(&s->lock);
+    struct inode *inode = g_hash_table_lookup(s->inodes, &ino);
+    bool known = inode && inode->nlookup[mount] > 0;
+    pthread_mutex_unlock(&s->lock);
+    return known;
+}
+
+void inode_forget_all(struct inode_cache *cache, unsigned mount)
+{
+    g_assert(mount < INODE_MOUNTS);
     for (unsigned i = 0; i < SHARDS; i++) {
         struct shard *s = &cache->shards[i];
         pthread_mutex_lock(&s->lock);
@@ -254,13 +279,13 @@ void inode_forget_all(struct inode_cache *cache)
         GArray *orphans = g_array_new(FALSE, FALSE, sizeof(uint64_t));
         GPtrArray *known = g_ptr_array_new();
         for (GList *l = all; l; l = l->next)
-            if (((struct inode *)l->data)->nlookup)
+            if (((struct inode *)l->data)->nlookup[mount])
                 g_ptr_array_add(known, l->data);
         g_list_free(all);
         for (guint k = 0; k < known->len; k++) {
             struct inode *inode = known->pdata[k];
             uint64_t ino = inode->ino;
-            inode->nlookup = 0;
+            inode->nlookup[mount] = 0;
             if (settle(s, inode))
                 g_array_append_val(orphans, ino);
         }
@@ -377,7 +402,7 @@ int inode_claim_orphan(struct inode_cache *cache, uint64_t ino, struct inode **o
          * that there is tells the reaper when he is through (inode_put), so
          * no reference may be taken here before it is known that there is
          * none: his put would not see the last one go. */
-        if (atomic_load(&inode->refs) || inode->nlookup || inode->reaping || inode->attr.nlink) {
+        if (atomic_load(&inode->refs) || looked_up(inode) || inode->reaping || inode->attr.nlink) {
             error = -EBUSY;
             settle(s, inode);
         } else {

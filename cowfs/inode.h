@@ -18,9 +18,9 @@
  *
  * Invariants:
  *  1. refs counts pointers in the daemon; nlookup counts what the kernel
- *     knows (lookup count of fuse_lowlevel.h). An inode stays cached while
- *     either is > 0 or it is changed and not flipped.
- *  2. nlink == 0 (a directory too: removed) and refs == nlookup == 0: its
+ *     knows, for each mount (lookup count of fuse_lowlevel.h). An inode stays
+ *     cached while any of them is > 0 or it is changed and not flipped.
+ *  2. nlink == 0 (a directory too: removed) and refs == all nlookup == 0: its
  *     content is released by the reaper (reap.h); the record KEY_ORPHAN stands
  *     from the unlink on, in the same commit, so that a crash loses nothing.
  *     Once claimed by the reaper (`reaping`) it cannot be referenced again.
@@ -29,7 +29,7 @@
  *     only with fs->ns_lock held exclusively besides: who holds ns_lock in any
  *     way may read them without attr_lock.
  *  4. An inode is in its shard's LRU exactly if it is not dirty, not reaping,
- *     and refs == nlookup == 0.
+ *     and refs == all nlookup == 0.
  *
  * map_lock prefers writers (a stream of readers must not starve one): nobody
  * takes it shared twice.
@@ -46,6 +46,11 @@
 #include <time.h>
 
 enum { ROOT_INO = 1 };
+
+/* So many mounts may show one store at the same time, each with lookup counts
+ * of its own: the kernel forgets for each mount alone, and when one of them ends
+ * the counts of the other go on. */
+enum { INODE_MOUNTS = 2 };
 
 struct inode_attr {
     uint32_t mode; /* type and permissions */
@@ -72,7 +77,7 @@ struct inode {
     pthread_mutex_t attr_lock;
     struct inode_attr attr;
     atomic_int_fast64_t refs;
-    uint64_t nlookup;  /* under the cache's lock */
+    uint64_t nlookup[INODE_MOUNTS]; /* under the cache's lock */
     atomic_bool dirty; /* in the list of changed inodes; set under the cache's lock inside
                               the gate, cleared at the flip */
     atomic_uint_fast64_t changed_in; /* the commit of the last change that fdatasync(2) covers */
@@ -101,11 +106,15 @@ int inode_get(struct inode_cache *cache, uint64_t ino, struct inode **out);
 struct inode *inode_ref(struct inode *inode);
 void inode_put(struct inode *inode); /* NULL is allowed. May hand it to the reaper. */
 
-/* Kernel lookup counts. nlookup for a number that is not cached is ignored in
- * _forget (the kernel of a daemon that was restarted). */
-void inode_lookup_inc(struct inode *inode);
-void inode_forget(struct inode_cache *cache, uint64_t ino, uint64_t nlookup);
-void inode_forget_all(struct inode_cache *cache); /* at unmount */
+/* Kernel lookup counts of a mount (0 ... INODE_MOUNTS - 1). nlookup for a number
+ * that is not cached is ignored in _forget (the kernel of a daemon that was
+ * restarted). */
+void inode_lookup_inc(struct inode *inode, unsigned mount);
+/* True if that mount's kernel does not know the inode any more. */
+bool inode_forget(struct inode_cache *cache, uint64_t ino, unsigned mount, uint64_t nlookup);
+void inode_forget_all(struct inode_cache *cache, unsigned mount); /* at its unmount */
+/* Whether that mount's kernel knows the inode just now. */
+bool inode_is_known(struct inode_cache *cache, uint64_t ino, unsigned mount);
 
 void inode_mark_dirty(struct inode *inode);
 /* The same when only times have changed, which fdatasync(2) leaves out. */

@@ -12,7 +12,7 @@
 #include <linux/ioctl.h>
 #include <stdint.h>
 
-#define COWFS_IOCTL_VERSION 1
+#define COWFS_IOCTL_VERSION 2
 
 /*
  * A capability for a file or directory that the caller has open for reading:
@@ -53,6 +53,9 @@ struct cowfs_ioc_stat {
     uint64_t reserved_bytes;
     uint64_t extents; /* runs of neighbouring chunks */
     uint64_t levels, ino;
+    uint32_t passthrough;      /* out: by this mount it is read past the daemon, or would be */
+    uint32_t flat;             /* out: it is one whole flat segment, which passthrough needs */
+    char not_passthrough[192]; /* out: why it is not, NUL-terminated */
 };
 
 /* On a file or directory (taken with all below it): usage of the tree. */
@@ -94,6 +97,20 @@ struct cowfs_ioc_seal {
     uint64_t next;         /* out: where to go on, 0 at the end */
     uint64_t hashed;       /* out: bytes hashed by this call */
     uint64_t deduplicated; /* out: bytes that found their equal */
+};
+
+/*
+ * On a file opened for writing (else EBADF): lays it out flat, as one segment of its
+ * own, chunks from `offset` on (0 to begin), about `length` bytes; call again with
+ * offset = next until next == 0. EAGAIN: it was cloned or cut meanwhile: begin again
+ * at 0.
+ */
+struct cowfs_ioc_pack {
+    uint32_t version;
+    uint32_t reserved;
+    uint64_t offset, length;
+    uint64_t next;  /* out: where to go on, 0 at the end */
+    uint64_t moved; /* out: bytes moved by this call */
 };
 
 /* On file A: byte ranges in which A's and the other's *chunks* differ, from
@@ -157,6 +174,9 @@ struct cowfs_ioc_info {
     uint32_t version;
     uint32_t pid;
     char store_path[1024]; /* NUL-terminated, cut if longer */
+    uint32_t is_view;      /* this is the read-only view beside another mount */
+    uint32_t reserved;
+    char view_path[1024]; /* where the store's view is mounted; empty: nowhere */
 };
 
 #define COWFS_IOC_TOKEN _IOWR('c', 1, struct cowfs_ioc_token)
@@ -168,6 +188,7 @@ struct cowfs_ioc_info {
 #define COWFS_IOC_DIFF _IOWR('c', 7, struct cowfs_ioc_diff)
 #define COWFS_IOC_COMMIT _IOWR('c', 8, struct cowfs_ioc_commit)
 #define COWFS_IOC_INFO _IOWR('c', 9, struct cowfs_ioc_info)
+#define COWFS_IOC_PACK _IOWR('c', 10, struct cowfs_ioc_pack)
 #define COWFS_IOC_SCRUB _IOWR('c', 20, struct cowfs_ioc_scrub)
 #define COWFS_IOC_DAMAGE _IOWR('c', 21, struct cowfs_ioc_damage)
 

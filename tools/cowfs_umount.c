@@ -29,7 +29,8 @@ static const char help[] =
     "  -t, --timeout SECONDS  wait at most so long for the store to be closed (default 60)\n"
     "  -h, --help             show this help\n"
     "\n"
-    "A mount that is in use is left alone. umount(8) does for unmounting, too, but returns\n"
+    "A view of the store (mount option view) ends with its mount; that of a view alone leaves\n"
+    "the other going. A mount that is in use is left alone. umount(8) does for unmounting, too, but returns\n"
     "while the daemon is still closing the store.\n"
     "\n"
     "Example:\n"
@@ -94,6 +95,31 @@ static int umount_dead(const char *path)
     return EXIT_DONE;
 }
 
+static int failed_to_unmount(const char *path)
+{
+    if (errno == EBUSY)
+        tool_error("%s: is in use ('fuser -vm %s' tells by whom)", path, path);
+    else
+        tool_error("%s: cannot unmount: %s", path, g_strerror(errno));
+    return EXIT_FAILED;
+}
+
+/* The view first: the daemon would cut it off. And not even that, if the mount itself
+ * is in use, which MNT_EXPIRE tells without unmounting it. */
+static bool umount_view(const char *path, const char *view)
+{
+    if (umount2(path, MNT_EXPIRE | UMOUNT_NOFOLLOW) != 0 && errno == EBUSY) {
+        failed_to_unmount(path);
+        return false;
+    }
+    /* It may be gone, or out of our sight: then it is the daemon's business. */
+    if (umount2(view, UMOUNT_NOFOLLOW) != 0 && errno == EBUSY) {
+        failed_to_unmount(view);
+        return false;
+    }
+    return true;
+}
+
 static int umount_one(const char *path, unsigned timeout_s)
 {
     struct cowfs_ioc_info info = {0};
@@ -120,13 +146,12 @@ static int umount_one(const char *path, unsigned timeout_s)
     if (!ok)
         return EXIT_FAILED;
 
-    if (umount2(path, UMOUNT_NOFOLLOW) != 0) {
-        if (errno == EBUSY)
-            tool_error("%s: is in use ('fuser -vm %s' tells by whom)", path, path);
-        else
-            tool_error("%s: cannot unmount: %s", path, g_strerror(errno));
+    if (!info.is_view && info.view_path[0] && !umount_view(path, info.view_path))
         return EXIT_FAILED;
-    }
+    if (umount2(path, UMOUNT_NOFOLLOW) != 0)
+        return failed_to_unmount(path);
+    if (info.is_view)
+        return committed ? EXIT_DONE : EXIT_FAILED; /* the store stays open */
     if (info.store_path[0] && !wait_until_closed(info.store_path, timeout_s)) {
         tool_error("%s: unmounted here, but process %" PRIu32
                    " has not closed the store %s after %u seconds; another mount namespace may"

@@ -12,7 +12,8 @@ static const char stat_help[] =
     "Usage: cowfs stat [--json] FILE\n"
     "Shows what a file in a cowfs mount consists of: holes, chunks of its own, chunks that it\n"
     "shares with clones or with equal content elsewhere, chunks that are sealed (their content\n"
-    "hash is known, so that equal content finds them).\n"
+    "hash is known, so that equal content finds them); and whether this mount reads it past the\n"
+    "daemon (mount options passthrough, view), or why not.\n"
     "\n"
     "  -j, --json  exact figures in bytes\n"
     "  -h, --help  show this help\n"
@@ -172,6 +173,11 @@ static json_t *get_stat(const char *path)
     set(o, "extents", io.extents);
     set(o, "levels", io.levels);
     set(o, "chunk_bytes", io.chunk_bytes);
+    json_object_set_new(o, "flat", json_boolean(io.flat));
+    json_object_set_new(o, "passthrough", json_boolean(io.passthrough));
+    io.not_passthrough[sizeof(io.not_passthrough) - 1] = '\0';
+    if (!io.passthrough)
+        json_object_set_new(o, "not_passthrough", json_string(io.not_passthrough));
     return o;
 }
 
@@ -199,6 +205,10 @@ static void print_stat(json_t *o)
     print_count(o, "levels of the map", "levels");
     print_bytes(o, "chunk size", "chunk_bytes");
     print_count(o, "inode", "ino");
+    if (json_is_true(json_object_get(o, "passthrough")))
+        printf("  %-20s %12s\n", "passthrough", "yes");
+    else
+        printf("  %-20s %12s: %s\n", "passthrough", "no", text(o, "not_passthrough"));
 }
 
 int cmd_stat(int argc, char **argv)

@@ -119,17 +119,31 @@ static void prepare_process(void)
         g_debug("chdir: %s", g_strerror(errno));
 }
 
-static int run_daemon(struct daemon *d, const struct mount_options *o, const char *store,
-                      const char *mountpoint)
+/* All absolute; view may be NULL. */
+struct paths {
+    char *store, *mountpoint, *view;
+};
+
+static int run_daemon(struct daemon *d, const struct mount_options *o, const struct paths *paths)
 {
     struct verdict verdict = {.failed = 1};
     struct fuse_mount_config config = {
-        .store_path = store,
-        .mountpoint = mountpoint,
-        .fuse_options = o->fuse->str,
+        .store_path = paths->store,
+        .main =
+            {
+                .path = paths->mountpoint,
+                .fuse_options = o->fuse->str,
+                .writeback = o->writeback,
+                .passthrough = o->passthrough,
+            },
+        .view =
+            {
+                .path = paths->view,
+                .fuse_options = o->view_fuse->str,
+                .passthrough = paths->view != NULL,
+            },
         .max_read_bytes = o->max_read_bytes,
         .fs = o->fs,
-        .writeback = o->writeback,
         .threads = o->threads,
         .read_ahead_kb = o->read_ahead_kb,
         .ready = on_ready,
@@ -148,8 +162,7 @@ static int run_daemon(struct daemon *d, const struct mount_options *o, const cha
     return EXIT_FAILED;
 }
 
-static int run_in_background(const struct mount_options *o, const char *store,
-                             const char *mountpoint)
+static int run_in_background(const struct mount_options *o, const struct paths *paths)
 {
     int fds[2];
     if (pipe2(fds, O_CLOEXEC) != 0) {
@@ -166,7 +179,7 @@ static int run_in_background(const struct mount_options *o, const char *store,
         close(fds[0]);
         setsid();
         struct daemon d = {.pipe_fd = fds[1]};
-        exit(run_daemon(&d, o, store, mountpoint));
+        exit(run_daemon(&d, o, paths));
     }
     close(fds[1]);
     struct verdict verdict = {0};
@@ -183,9 +196,9 @@ static int run_in_background(const struct mount_options *o, const char *store,
         int status = 0;
         waitpid(pid, &status, 0);
         if (WIFSIGNALED(status))
-            tool_error("%s: the daemon was killed by signal %d", store, WTERMSIG(status));
+            tool_error("%s: the daemon was killed by signal %d", paths->store, WTERMSIG(status));
         else
-            tool_error("%s: the daemon ended early", store);
+            tool_error("%s: the daemon ended early", paths->store);
     }
     return EXIT_FAILED;
 }
@@ -243,33 +256,54 @@ static bool lies_in(const char *inner, const char *outer)
     return strncmp(inner, outer, len) == 0 && (inner[len] == '\0' || inner[len] == '/');
 }
 
+/* Whether a mount point and the store do not lie within each other. */
+static bool apart(const char *store, const char *mountpoint)
+{
+    if (lies_in(store, mountpoint))
+        /* The daemon would wait for itself. */
+        tool_error("%s: the store lies inside the mount point %s", store, mountpoint);
+    else if (lies_in(mountpoint, store))
+        tool_error("%s: the mount point lies inside the store %s", mountpoint, store);
+    else
+        return true;
+    return false;
+}
+
+static bool check_paths(const struct paths *paths)
+{
+    if (!apart(paths->store, paths->mountpoint))
+        return false;
+    if (!paths->view)
+        return true;
+    if (lies_in(paths->view, paths->mountpoint) || lies_in(paths->mountpoint, paths->view)) {
+        tool_error("option view=%s: lies inside the mount point %s, or the other way round",
+                   paths->view, paths->mountpoint);
+        return false;
+    }
+    return apart(paths->store, paths->view);
+}
+
 static int mount_store(struct mount_options *o, const char *store_arg, const char *mountpoint_arg,
                        bool foreground)
 {
     int status = EXIT_FAILED;
-    char *mountpoint = NULL;
-    char *store = resolve_store(store_arg);
-    if (store)
-        mountpoint = resolve_mountpoint(mountpoint_arg);
-    if (!store || !mountpoint) {
-        /* said so */
-    } else if (lies_in(store, mountpoint)) {
-        /* The daemon would wait for itself. */
-        tool_error("%s: the store lies inside the mount point %s", store, mountpoint);
-    } else if (lies_in(mountpoint, store)) {
-        tool_error("%s: the mount point lies inside the store %s", mountpoint, store);
-    } else {
-        mount_options_finish(o, store);
+    struct paths paths = {.store = resolve_store(store_arg)};
+    bool ok = paths.store && (paths.mountpoint = resolve_mountpoint(mountpoint_arg));
+    if (ok && o->view_path)
+        ok = (paths.view = resolve_mountpoint(o->view_path)) != NULL;
+    if (ok && check_paths(&paths)) {
+        mount_options_finish(o, paths.store);
         log_to_stderr(o->log_level);
         if (foreground) {
             struct daemon d = {.pipe_fd = -1};
-            status = run_daemon(&d, o, store, mountpoint);
+            status = run_daemon(&d, o, &paths);
         } else {
-            status = run_in_background(o, store, mountpoint);
+            status = run_in_background(o, &paths);
         }
     }
-    free(store);
-    free(mountpoint);
+    free(paths.store);
+    free(paths.mountpoint);
+    free(paths.view);
     return status;
 }
 
@@ -307,6 +341,8 @@ int cmd_mount(int argc, char **argv)
             status = EXIT_MISUSED;
         }
     }
+    if (status < 0 && mount_options_settle(&o, &err) != 0)
+        status = tool_misused("%s", err.text);
     if (status < 0 && argc - optind != 2)
         status = tool_misused("exactly a store and a mount point are needed");
     if (status < 0)
@@ -362,6 +398,10 @@ int mount_helper(int argc, char **argv)
             tool_error("%s", err.text);
             status = HELPER_MISUSED;
         }
+    }
+    if (status < 0 && mount_options_settle(&o, &err) != 0) {
+        tool_error("%s", err.text);
+        status = HELPER_MISUSED;
     }
     if (status < 0 && argc - optind != 2) {
         tool_error("exactly a store and a mount point are needed");

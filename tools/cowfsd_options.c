@@ -10,6 +10,10 @@
  * enough not to hurt random faults on a mapped memory image (docs/DESIGN.md). */
 enum { READ_AHEAD_KB_DEFAULT = 512, THREADS_MAX = 256 };
 
+/* What a mount has if no option says: passthrough, or the kernel's writeback cache, which
+ * exclude each other (docs/DESIGN.md tells what each is good for). */
+enum { PASSTHROUGH_DEFAULT = false };
+
 const char mount_options_help[] =
     "Options of cowfs:\n"
     "  chunk_size=SIZE    4K, 8K, ... 64K: unit of sharing, for making a store (default 4K)\n"
@@ -23,6 +27,12 @@ const char mount_options_help[] =
     "  writeback          cache writes in the kernel (default): small writes are many times\n"
     "                     faster; what must survive a crash of the kernel needs fsync, as ever\n"
     "  nowriteback        each write reaches the daemon before write(2) returns\n"
+    "  passthrough        files that lie flat in the store are read past the daemon when opened\n"
+    "                     read-only; all clones of one that have not diverged share its pages in\n"
+    "                     memory. Excludes the writeback cache. While a file is read so, opening\n"
+    "                     it for writing fails with ETXTBSY. Needs root and Linux 6.9\n"
+    "  view=DIRECTORY     mount the store a second time there, read-only and with passthrough,\n"
+    "                     beside this mount with its writeback cache; ends with this mount\n"
     "  threads=N          serve at most so many requests at once (default 16)\n"
     "  read_ahead=SIZE    read-ahead of the kernel (default 512K; 0: the kernel's own)\n"
     "  log=LEVEL          error, warning, info (default) or debug; goes to syslog, with -f to\n"
@@ -45,19 +55,21 @@ void mount_options_init(struct mount_options *o)
 {
     *o = (struct mount_options){
         .fs = {.create = true, .seal_background = true},
-        .writeback = true,
         .read_ahead_kb = READ_AHEAD_KB_DEFAULT,
         .log_level = G_LOG_LEVEL_MESSAGE,
         .allow_other = geteuid() == 0,
         /* libfuse forbids the two unless told otherwise; say it anyway. */
         .fuse = g_string_new("default_permissions,nosuid,nodev,subtype=cowfs"),
+        .view_fuse = g_string_new(NULL),
     };
 }
 
 void mount_options_clear(struct mount_options *o)
 {
     g_string_free(o->fuse, TRUE);
-    o->fuse = NULL;
+    g_string_free(o->view_fuse, TRUE);
+    g_free(o->view_path);
+    *o = (struct mount_options){0};
 }
 
 /* ---- values ---- */
@@ -171,6 +183,26 @@ static int set_max_read(struct mount_options *o, const char *name, const char *v
     return error;
 }
 
+static int set_writeback(struct mount_options *o, const char *name, const char *value,
+                         struct errmsg *err)
+{
+    (void)value;
+    (void)err;
+    o->writeback = strcmp(name, "writeback") == 0;
+    o->nowriteback = !o->writeback;
+    return 0;
+}
+
+static int set_view(struct mount_options *o, const char *name, const char *value,
+                    struct errmsg *err)
+{
+    if (!*value)
+        return bad_value(name, value, "no directory given", err);
+    g_free(o->view_path);
+    o->view_path = g_strdup(value);
+    return 0;
+}
+
 static int set_log(struct mount_options *o, const char *name, const char *value, struct errmsg *err)
 {
     static const struct {
@@ -195,6 +227,7 @@ static int set_log(struct mount_options *o, const char *name, const char *value,
 
 enum option_kind {
     OWN,          /* set() gets the value */
+    OWN_PLAIN,    /* set(), but there is no value */
     FLAG_ON,      /* the bool at `flag` becomes true */
     FLAG_OFF,     /* ... false */
     PASS,         /* to libfuse as it is, without a value */
@@ -220,8 +253,10 @@ static const struct option_rule {
     {"read_ahead", OWN, set_read_ahead, 0},
     {"max_read", OWN, set_max_read, 0},
     {"log", OWN, set_log, 0},
-    {"writeback", FLAG_ON, FLAG(writeback)},
-    {"nowriteback", FLAG_OFF, FLAG(writeback)},
+    {"view", OWN, set_view, 0},
+    {"writeback", OWN_PLAIN, set_writeback, 0},
+    {"nowriteback", OWN_PLAIN, set_writeback, 0},
+    {"passthrough", FLAG_ON, FLAG(passthrough)},
     {"verify", FLAG_ON, FLAG(fs.verify)},
     {"noverify", FLAG_OFF, FLAG(fs.verify)},
     {"ro", FLAG_ON, FLAG(fs.read_only)},
@@ -300,6 +335,7 @@ static int apply(struct mount_options *o, const struct option_rule *rule, const 
 {
     switch (rule->kind) {
     case OWN:
+    case OWN_PLAIN:
         return rule->set(o, rule->name, value, err);
     case FLAG_ON:
     case FLAG_OFF:
@@ -375,16 +411,36 @@ int mount_options_parse(struct mount_options *o, const char *list, bool sloppy, 
     return error;
 }
 
+int mount_options_settle(struct mount_options *o, struct errmsg *err)
+{
+    if (o->passthrough && o->writeback)
+        return errmsg_set(err, -EINVAL,
+                          "options passthrough and writeback: the kernel does not have both on one"
+                          " mount; view=DIRECTORY gives passthrough a mount of its own");
+    if (o->fs.verify && (o->passthrough || o->view_path))
+        return errmsg_set(err, -EINVAL,
+                          "options verify and %s: what is read past the daemon cannot be verified",
+                          o->passthrough ? "passthrough" : "view");
+    if (o->view_path && o->fs.read_only)
+        return errmsg_set(err, -EINVAL,
+                          "options view and ro: a view is for what another mount writes; ro and"
+                          " passthrough go together on one mount");
+    o->passthrough |= PASSTHROUGH_DEFAULT && !o->writeback;
+    o->writeback = !o->passthrough && !o->nowriteback;
+    return 0;
+}
+
 void mount_options_finish(struct mount_options *o, const char *store_path)
 {
-    if (o->fs.read_only) {
-        g_string_append(o->fuse, ",ro");
-        o->fs.create = false;
-    }
     if (o->allow_other)
         g_string_append(o->fuse, ",allow_other");
     if (!o->own_fsname) {
         g_string_append(o->fuse, ",fsname=");
         append_escaped(o->fuse, store_path);
+    }
+    g_string_printf(o->view_fuse, "%s,ro", o->fuse->str);
+    if (o->fs.read_only) {
+        g_string_append(o->fuse, ",ro");
+        o->fs.create = false;
     }
 }

@@ -9,13 +9,14 @@
 
 struct mount_options {
     struct fs_config fs;
-    bool writeback;
+    bool writeback, nowriteback, passthrough; /* as said; of the first two, the later one */
+    char *view_path;                          /* as said; NULL: no view */
     unsigned threads;        /* 0: default */
     unsigned read_ahead_kb;  /* 0: leave the kernel's */
     unsigned max_read_bytes; /* 0: no limit */
     GLogLevelFlags log_level;
     bool allow_other, own_fsname;
-    GString *fuse; /* for libfuse and the kernel, comma separated, escaped */
+    GString *fuse, *view_fuse; /* for libfuse and the kernel, comma separated, escaped */
 };
 
 void mount_options_init(struct mount_options *o);
@@ -27,7 +28,11 @@ void mount_options_clear(struct mount_options *o);
  * option. */
 int mount_options_parse(struct mount_options *o, const char *list, bool sloppy, struct errmsg *err);
 
-/* Adds the defaults and the name of the store: then o->fuse is complete. */
+/* When all have been taken: decides what nobody said. -EINVAL: some contradict each
+ * other, and err says which. */
+int mount_options_settle(struct mount_options *o, struct errmsg *err);
+/* Adds the defaults and the name of the store: then o->fuse and o->view_fuse are
+ * complete. */
 void mount_options_finish(struct mount_options *o, const char *store_path);
 
 /* The part of --help that lists the options. */

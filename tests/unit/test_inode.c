@@ -208,8 +208,8 @@ START_TEST(the_cache_is_bounded_but_for_what_is_in_use)
     }
     for (uint64_t ino = first; ino < first + KNOWN; ino++) {
         struct inode *inode = get(fs, ino);
-        inode_lookup_inc(inode);
-        inode_lookup_inc(inode);
+        inode_lookup_inc(inode, 0);
+        inode_lookup_inc(inode, 0);
         inode_put(inode);
     }
     ck_assert_int_eq(fs_commit(fs), 0);
@@ -220,9 +220,34 @@ START_TEST(the_cache_is_bounded_but_for_what_is_in_use)
     /* One look-up is left of each, then none; too many do no harm. */
     for (int round = 0; round < 3; round++)
         for (uint64_t ino = first; ino < first + KNOWN; ino++)
-            inode_forget(fs->inodes, ino, round + 1);
-    inode_forget(fs->inodes, UINT64_C(1) << 40, 1);
+            inode_forget(fs->inodes, ino, 0, round + 1);
+    inode_forget(fs->inodes, UINT64_C(1) << 40, 0, 1);
     ck_assert_uint_le(inode_cache_count(fs->inodes), 16384);
+    close_store(fs);
+}
+END_TEST
+
+START_TEST(each_mount_has_lookup_counts_of_its_own)
+{
+    struct fs *fs = open_store();
+    struct inode *inode = make(fs, ROOT_INO, "file", S_IFREG | 0644);
+    uint64_t ino = inode->ino;
+    inode_lookup_inc(inode, 0);
+    inode_lookup_inc(inode, 1);
+    inode_lookup_inc(inode, 1);
+    inode_put(inode);
+    ck_assert_int_eq(names_unlink(fs, ROOT_INO, "file"), 0);
+    ck_assert(!inode_forget(fs->inodes, ino, 1, 1));
+    ck_assert(inode_forget(fs->inodes, ino, 0, 1));
+    ck_assert(!inode_is_known(fs->inodes, ino, 0));
+    ck_assert(inode_is_known(fs->inodes, ino, 1));
+    /* One mount ends: what the other knows stays. */
+    inode_forget_all(fs->inodes, 0);
+    reaper_wait(fs->reaper);
+    ck_assert_uint_eq(stat_of(fs, ino).st_nlink, 0);
+    inode_forget_all(fs->inodes, 1);
+    reaper_wait(fs->reaper);
+    ck_assert_int_eq(inode_get(fs->inodes, ino, &inode), -ENOENT);
     close_store(fs);
 }
 END_TEST
@@ -267,11 +292,11 @@ START_TEST(an_unlinked_inode_lives_until_its_last_user_is_gone)
     uint64_t ino = inode->ino;
     write_scattered(inode, 10);
     ck_assert_int_eq(xattr_set(fs, ino, "user.a", "b", 1, 0), 0);
-    inode_lookup_inc(inode);
+    inode_lookup_inc(inode, 0);
     if (by_kernel)
         inode_put(inode);
     else
-        inode_forget(fs->inodes, ino, 1);
+        inode_forget(fs->inodes, ino, 0, 1);
     ck_assert_int_eq(names_unlink(fs, ROOT_INO, "file"), 0);
     reaper_wait(fs->reaper);
     ck_assert_int_eq(fs_commit(fs), 0);
@@ -280,7 +305,7 @@ START_TEST(an_unlinked_inode_lives_until_its_last_user_is_gone)
     reaper_wait(fs->reaper); /* stat_of used it for a moment */
 
     if (by_kernel)
-        inode_forget(fs->inodes, ino, 1);
+        inode_forget(fs->inodes, ino, 0, 1);
     else
         inode_put(inode);
     reaper_wait(fs->reaper);
@@ -477,6 +502,7 @@ static Suite *make_suite(void)
     tcase_add_test(tcase, attributes_survive_closing);
     tcase_add_test(tcase, missing_and_damaged_inodes_give_errors);
     tcase_add_test(tcase, the_cache_is_bounded_but_for_what_is_in_use);
+    tcase_add_test(tcase, each_mount_has_lookup_counts_of_its_own);
     tcase_add_test(tcase, stat_shows_dense_files);
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("deleted");

@@ -241,11 +241,11 @@ static void chaos(struct worker *w, GRand *rand)
         error = names_lookup(fs, dir, name, &inode);
         if (error)
             break;
-        inode_lookup_inc(inode); /* as the kernel does */
+        inode_lookup_inc(inode, 0); /* as the kernel does */
         uint64_t ino = inode->ino;
         inode_put(inode);
         error = link_as(fs, ino, new_dir, new_name);
-        inode_forget(fs->inodes, ino, 1);
+        inode_forget(fs->inodes, ino, 0, 1);
         break;
     }
     case 5:
