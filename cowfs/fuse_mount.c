@@ -90,8 +90,7 @@ int mounted_attach(struct mounted *m, const struct fuse_mount_point *point, stru
     }
     sem_init(&mount->initialised, 0, 0);
     if (mount->service->backings)
-        backings_set_device(mount->service->backings, mount->slot,
-                            fuse_session_fd(mount->session));
+        backings_set_device(mount->service->backings, mount->slot, fuse_session_fd(mount->session));
     return 0;
 }
 
@@ -149,9 +148,8 @@ static void say_what_is_missing(struct mounted *m)
         g_message("%s: the kernel offers no writeback cache", m->point->path);
     if (!m->point->passthrough)
         return;
-    mount->no_passthrough = mount->passthrough
-                                ? backings_try(mount->service->backings, mount->slot)
-                                : -EOPNOTSUPP;
+    mount->no_passthrough =
+        mount->passthrough ? backings_try(mount->service->backings, mount->slot) : -EOPNOTSUPP;
     if (mount->no_passthrough == 0)
         return;
     opens_no_passthrough(mount->service->opens, mount->slot);

@@ -46,8 +46,7 @@ static void set_cached(const struct mount *m, struct fuse_file_info *fi, enum op
 void mount_close(struct mount *m, uint64_t ino, uint64_t fh)
 {
     struct service *s = m->service;
-    if (s->opens && fh != OPEN_UNCOUNTED &&
-        opens_close(s->opens, m->slot, ino, (enum open_kind)fh))
+    if (s->opens && fh != OPEN_UNCOUNTED && opens_close(s->opens, m->slot, ino, (enum open_kind)fh))
         opener_tidy_soon(s->opener);
 }
 

@@ -13,8 +13,8 @@
 #include "cowfs/opens.h"
 
 enum {
-    WAIT_MS = 50,      /* for a close that is on its way */
-    TIDY_MIN_MS = 5,   /* after a close: the kernel is through with the file by then */
+    WAIT_MS = 50,    /* for a close that is on its way */
+    TIDY_MIN_MS = 5, /* after a close: the kernel is through with the file by then */
     TIDY_MAX_MS = 30000,
 };
 

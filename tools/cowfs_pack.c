@@ -19,7 +19,8 @@ enum { ATTEMPTS = 5 };
 
 static const char help[] =
     "Usage: cowfs pack [OPTION]... PATH...\n"
-    "Lays out files, and all files in directories, flat: each as one segment of the store, byte for\n"
+    "Lays out files, and all files in directories, flat: each as one segment of the store, byte "
+    "for\n"
     "byte. A mount with passthrough, or a view, then serves them past the daemon when they are\n"
     "opened read-only, and all clones made from now on that have not been written share one copy\n"
     "in memory, however often they are mapped. Files are read and written as ever meanwhile; what\n"
@@ -37,8 +38,8 @@ static const char help[] =
 
 struct packing {
     bool progress, failed;
-    uint64_t files, flat_files;      /* looked at; of these, nothing was to be moved */
-    uint64_t moved;                  /* bytes */
+    uint64_t files, flat_files;       /* looked at; of these, nothing was to be moved */
+    uint64_t moved;                   /* bytes */
     uint64_t done_bytes, total_bytes; /* of file sizes, for the progress */
     gint64 shown_us;
 };

@@ -11,9 +11,9 @@ struct mount_options {
     struct fs_config fs;
     bool writeback, nowriteback, passthrough; /* as said; of the first two, the later one */
     char *view_path;                          /* as said; NULL: no view */
-    unsigned threads;        /* 0: default */
-    unsigned read_ahead_kb;  /* 0: leave the kernel's */
-    unsigned max_read_bytes; /* 0: no limit */
+    unsigned threads;                         /* 0: default */
+    unsigned read_ahead_kb;                   /* 0: leave the kernel's */
+    unsigned max_read_bytes;                  /* 0: no limit */
     GLogLevelFlags log_level;
     bool allow_other, own_fsname;
     GString *fuse, *view_fuse; /* for libfuse and the kernel, comma separated, escaped */

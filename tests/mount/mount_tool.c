@@ -150,9 +150,9 @@ static int run_ioctl(char **argv)
     CHECK(slash, "a path with a directory is needed");
     *slash = '\0';
     int dir = open_file(argv[0], O_RDONLY | O_DIRECTORY);
-    static const unsigned long commands[] = {COWFS_IOC_TOKEN, COWFS_IOC_CLONE,  COWFS_IOC_STAT,
-                                             COWFS_IOC_DU,    COWFS_IOC_DF,     COWFS_IOC_SEAL,
-                                             COWFS_IOC_DIFF,  COWFS_IOC_COMMIT, COWFS_IOC_INFO};
+    static const unsigned long commands[] = {
+        COWFS_IOC_TOKEN, COWFS_IOC_CLONE, COWFS_IOC_STAT,   COWFS_IOC_DU,   COWFS_IOC_DF,
+        COWFS_IOC_SEAL,  COWFS_IOC_DIFF,  COWFS_IOC_COMMIT, COWFS_IOC_INFO, COWFS_IOC_PACK};
     /* More than the largest struct. */
     static uint8_t space[1 << 14];
     for (unsigned i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {

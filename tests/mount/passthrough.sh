@@ -72,7 +72,7 @@ test_space_after_mapping() {
 test_stat() {
     golden 8
     head -c 100000 "$WORK/golden" >"$MNT/small"
-    cp "$WORK/golden" "$MNT/loose"
+    cp "$MNT/golden" "$MNT/loose"
     echo changed | dd of="$MNT/loose" conv=notrunc status=none
     assert_eq "$(stat_of passthrough "$MNT/golden")" true
     assert_contains "$("$COWFS" stat "$MNT/golden")" "passthrough                   yes"
