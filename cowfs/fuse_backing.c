@@ -2,6 +2,7 @@
 #include "cowfs/fuse_backing.h"
 #include "cowfs/file_internal.h"
 #include "cowfs/flat.h"
+#include "cowfs/home.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -217,6 +218,10 @@ static int keep(void *arg, unsigned mount, uint64_t ino, uint32_t number)
     if (error)
         return error;
     pthread_rwlock_wrlock(&inode->map_lock);
+    /* Its holes are not to be filled in the home any more, either. */
+    txn_enter(b->fs->txn);
+    home_freeze(inode);
+    txn_exit(b->fs->txn);
     error = file_hold_map(inode, &keeper.holder);
     pthread_rwlock_unlock(&inode->map_lock);
     inode_put(inode);

@@ -290,6 +290,64 @@ static void case_outlive_cut(void)
     SYS(close(fd));
 }
 
+/* The only file with that segment: it might be written and cut in place. */
+static void case_outlive_alone(void)
+{
+    const uint8_t *map = map_and_close("golden");
+    int fd = open_at(dir, "golden", O_RDWR);
+    write_all(fd, "changed", 7, 3 * PAGE);
+    SYS(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 5 * PAGE, 50 * PAGE));
+    SYS(ftruncate(fd, (off_t)size / 2));
+    write_all(fd, "beyond", 6, size + 5 * PAGE);
+    SYS(fsync(fd));
+    SYS(close(fd));
+    commit();
+    check_same(map, reference, size, "a mapping of what was changed", 0);
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d/golden", dir);
+    SYS(truncate(path, 0));
+    commit();
+    overwrite("golden", 'x');
+    commit();
+    check_same(map, reference, size, "a mapping of what was cut and written anew", 0);
+    /* Flat again, in a home of its own or not: what is read is what was written. */
+    fd = open_at(dir, "golden", O_RDONLY);
+    const uint8_t *again = map_file(fd, MAP_PRIVATE);
+    for (size_t at = 0; at < size; at++)
+        CHECK(again[at] == 'x', "at %zu: %02x", at, again[at]);
+    check_same(map, reference, size, "the old mapping", 0);
+    SYS(close(fd));
+}
+
+/* A file with holes, mapped; then the holes are filled. */
+static void case_outlive_holes(void)
+{
+    int fd = open_at(dir, "holes", O_RDWR | O_CREAT | O_EXCL);
+    write_all(fd, reference, size / 4, 0);
+    write_all(fd, reference + size / 2, size / 2 - size / 8, size / 2);
+    SYS(ftruncate(fd, (off_t)size));
+    SYS(close(fd));
+    uint8_t *wanted = check_alloc(size);
+    memset(wanted, 0, size);
+    memcpy(wanted, reference, size / 4);
+    memcpy(wanted + size / 2, reference + size / 2, size / 2 - size / 8);
+    fd = open_at(dir, "holes", O_RDONLY);
+    CHECK(is_past_daemon(fd), "%s", stat_fd(fd).not_passthrough);
+    const uint8_t *map = map_file(fd, MAP_PRIVATE);
+    check_same(map, wanted, size, "a file with holes", 0);
+    SYS(close(fd));
+    fd = open_at(dir, "holes", O_RDWR);
+    write_all(fd, reference + size / 4, size / 4, size / 4);
+    write_all(fd, reference + size - size / 8, size / 8, size - size / 8);
+    SYS(fsync(fd));
+    SYS(close(fd));
+    commit();
+    check_same(map, wanted, size, "a mapping of holes that were filled", 0);
+    free(wanted);
+    SYS(renameat(dir, "holes", dir, "filled"));
+    check_file("filled");
+}
+
 static void case_outlive_unlink(void)
 {
     clone_golden("a");
@@ -514,6 +572,8 @@ int main(int argc, char **argv)
         {"writer_first", case_writer_first},
         {"outlive_write", case_outlive_write},
         {"outlive_cut", case_outlive_cut},
+        {"outlive_alone", case_outlive_alone},
+        {"outlive_holes", case_outlive_holes},
         {"outlive_unlink", case_outlive_unlink},
         {"clone_mapped", case_clone_mapped},
         {"threads", case_threads},

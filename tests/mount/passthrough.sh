@@ -48,6 +48,8 @@ test_diverge() { run_case_of diverge; }
 test_writer_first() { run_case_of writer_first; }
 test_outlive_write() { run_case_of outlive_write; }
 test_outlive_cut() { run_case_of outlive_cut; }
+test_outlive_alone() { run_case_of outlive_alone; }
+test_outlive_holes() { run_case_of outlive_holes; }
 test_outlive_unlink() { run_case_of outlive_unlink; }
 test_clone_mapped() { run_case_of clone_mapped; }
 test_threads() { run_case_of threads; }
