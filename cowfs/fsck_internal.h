@@ -121,6 +121,19 @@ void fsck_undecodable(struct fsck *f, const struct cursor *c);
 
 /* ---- fsck_segment.c ---- */
 
+/* As in docs/FORMAT.md, "Segments". */
+enum {
+    FSCK_SEGMENT_FLAG_UNOWNED = 1 << 0,
+    FSCK_SEGMENT_FLAG_HOME = 1 << 1,
+    FSCK_SEGMENT_FLAG_FILLING = 1 << 2,
+    FSCK_SEGMENT_FLAG_BROKEN = 1 << 3,
+    FSCK_SEGMENT_FLAG_PACKED = 1 << 4,
+};
+struct fsck_segment_record {
+    uint64_t flags, live, cursor, home_bytes;
+};
+bool fsck_segment_decode(const uint8_t *record, size_t len, struct fsck_segment_record *out);
+
 struct fsck_segment {
     uint32_t id;
     bool undecodable; /* live and cursor are not known */
@@ -138,6 +151,9 @@ struct fsck_segment {
 };
 
 int fsck_load_segments(struct fsck *f);
+/* Chunks that a segment's file has by its size; 0 without a file. One that it ends
+ * within counts, unless the record says that it is a shared segment. */
+uint64_t fsck_segment_file_slots(struct fsck *f, uint32_t id);
 /* NULL if there is none. */
 struct fsck_segment *fsck_find_segment(struct fsck *f, uint32_t id);
 /* After the counts: live chunks. */

@@ -12,34 +12,29 @@
 
 enum {
     SEGMENT_RECORD_FORMAT = 1,
-    FLAG_HOME = 1 << 1,
-    FLAG_FILLING = 1 << 2,
-    FLAG_BROKEN = 1 << 3,
-    FLAG_PACKED = 1 << 4,
-    HOME_FLAGS = FLAG_HOME | FLAG_FILLING | FLAG_BROKEN | FLAG_PACKED,
-    SEGMENT_FLAGS = 1 | HOME_FLAGS,
+    HOME_FLAGS = FSCK_SEGMENT_FLAG_HOME | FSCK_SEGMENT_FLAG_FILLING | FSCK_SEGMENT_FLAG_BROKEN |
+                 FSCK_SEGMENT_FLAG_PACKED,
+    SEGMENT_FLAGS = FSCK_SEGMENT_FLAG_UNOWNED | HOME_FLAGS,
 };
 
 /*
  * The fields of docs/FORMAT.md, "Segments". The daemon refuses a record whose
  * numbers contradict each other; here they are wanted, to say what is wrong.
  */
-static bool decode(const uint8_t *record, size_t len, uint64_t *flags_out, uint64_t *live,
-                   uint64_t *cursor)
+bool fsck_segment_decode(const uint8_t *record, size_t len, struct fsck_segment_record *out)
 {
     struct rbuf r = rbuf_of(record, len);
     uint64_t format = rbuf_get_varint(&r);
-    uint64_t flags = rbuf_get_varint(&r);
-    *live = rbuf_get_varint(&r);
-    *cursor = rbuf_get_varint(&r);
-    bool home = flags & FLAG_HOME;
+    out->flags = rbuf_get_varint(&r);
+    out->live = rbuf_get_varint(&r);
+    out->cursor = rbuf_get_varint(&r);
+    bool home = out->flags & FSCK_SEGMENT_FLAG_HOME;
     uint64_t slots = home ? SEGMENT_HOME_SLOTS : SEGMENT_SLOTS;
-    if (home)
-        rbuf_get_varint(&r); /* the size of its file: not to be told from others */
-    *flags_out = flags;
+    out->home_bytes = home ? rbuf_get_varint(&r) : 0;
     return !r.bad && rbuf_left(&r) == 0 && format == SEGMENT_RECORD_FORMAT &&
-           (flags & ~(uint64_t)SEGMENT_FLAGS) == 0 && (home || (flags & HOME_FLAGS) == 0) &&
-           *live <= slots && *cursor <= slots && *cursor % SLOT_GROUP == 0;
+           (out->flags & ~(uint64_t)SEGMENT_FLAGS) == 0 &&
+           (home || (out->flags & HOME_FLAGS) == 0) && out->live <= slots && out->cursor <= slots &&
+           out->cursor % SLOT_GROUP == 0;
 }
 
 /* Record 0 is no segment: the lowest id that was never given to one. */
@@ -70,11 +65,25 @@ static int look_at_file(struct fsck *f, struct fsck_segment *segment)
         segment->file_missing = true;
     } else {
         uint64_t size = (uint64_t)st.st_size, chunk_bytes = f->sb.chunk_bytes;
-        segment->file_slots =
-            segment->home ? div_round_up_u64(size, chunk_bytes) : size / chunk_bytes;
+        segment->file_slots = segment->home || segment->undecodable
+                                  ? div_round_up_u64(size, chunk_bytes)
+                                  : size / chunk_bytes;
     }
     g_free(name);
     return error;
+}
+
+uint64_t fsck_segment_file_slots(struct fsck *f, uint32_t id)
+{
+    struct fsck_segment segment = {.id = id, .undecodable = true};
+    struct metadb_value value;
+    if (fsck_get(f, KEY_SEGMENT, id, &value) == 0) {
+        struct fsck_segment_record record;
+        segment.undecodable = !fsck_segment_decode(value.data, value.len, &record);
+        segment.home = !segment.undecodable && record.flags & FSCK_SEGMENT_FLAG_HOME;
+        metadb_value_free(&value);
+    }
+    return look_at_file(f, &segment) ? 0 : min_u64(segment.file_slots, SEGMENT_HOME_SLOTS);
 }
 
 bool fsck_has_segment_files(struct fsck *f)
@@ -116,13 +125,13 @@ int fsck_load_segments(struct fsck *f)
     fsck_phase(f, "segments", 0);
     cursor_open(&c, f, KEY_SEGMENT);
     while (!error && cursor_next(&c)) {
-        uint64_t flags, live, cursor;
+        struct fsck_segment_record record;
         if (c.a == 0) {
             if (!next_id_valid(c.value, c.value_len))
                 fsck_undecodable(f, &c);
             continue;
         }
-        bool good = decode(c.value, c.value_len, &flags, &live, &cursor);
+        bool good = fsck_segment_decode(c.value, c.value_len, &record);
         if (!good || c.a > UINT32_MAX)
             fsck_undecodable(f, &c);
         if (c.a > UINT32_MAX)
@@ -130,11 +139,11 @@ int fsck_load_segments(struct fsck *f)
         struct fsck_segment segment = {
             .id = (uint32_t)c.a,
             .undecodable = !good,
-            .live = good ? (uint32_t)live : 0,
-            .cursor = good ? (uint32_t)cursor : SEGMENT_SLOTS,
-            .home = good && flags & FLAG_HOME,
-            .home_filling = good && flags & FLAG_FILLING,
-            .home_broken = good && flags & FLAG_BROKEN,
+            .live = good ? (uint32_t)record.live : 0,
+            .cursor = good ? (uint32_t)record.cursor : SEGMENT_SLOTS,
+            .home = good && record.flags & FSCK_SEGMENT_FLAG_HOME,
+            .home_filling = good && record.flags & FSCK_SEGMENT_FLAG_FILLING,
+            .home_broken = good && record.flags & FSCK_SEGMENT_FLAG_BROKEN,
         };
         error = look_at_file(f, &segment);
         segment.groups = count_groups(&segment);

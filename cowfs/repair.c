@@ -183,6 +183,8 @@ static int one_round(struct repair *r)
     if (!error)
         error = repair_counts(r);
     if (!error)
+        error = repair_homes(r);
+    if (!error)
         error = repair_index(r);
     return error ? error : repair_meta(r);
 }

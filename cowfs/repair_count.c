@@ -15,7 +15,7 @@
 #include <errno.h>
 #include <inttypes.h>
 
-enum { GROUP_SHIFT = 23, SEGMENT_FORMAT = 1, FLAG_UNOWNED = 1 };
+enum { GROUP_SHIFT = 23, SEGMENT_FORMAT = 1 };
 
 /* ---- nodes ---- */
 
@@ -208,47 +208,54 @@ static void count_segment(struct counting *n, const struct fsck_segment *segment
 
 /* ---- segments ---- */
 
-static void put_segment(struct repair *r, uint32_t id, uint64_t flags, uint64_t live,
-                        uint64_t cursor)
+void repair_put_segment(struct repair *r, uint64_t id, const struct fsck_segment_record *record)
 {
-    struct wbuf record = {0};
-    wbuf_put_varint(&record, SEGMENT_FORMAT);
-    wbuf_put_varint(&record, flags);
-    wbuf_put_varint(&record, live);
-    wbuf_put_varint(&record, cursor);
-    repair_put(r, KEY_SEGMENT, id, &record);
-    wbuf_free(&record);
+    struct wbuf value = {0};
+    wbuf_put_varint(&value, SEGMENT_FORMAT);
+    wbuf_put_varint(&value, record->flags);
+    wbuf_put_varint(&value, record->live);
+    wbuf_put_varint(&value, record->cursor);
+    if (record->flags & FSCK_SEGMENT_FLAG_HOME)
+        wbuf_put_varint(&value, record->home_bytes);
+    repair_put(r, KEY_SEGMENT, id, &value);
+    wbuf_free(&value);
 }
+
+/* Of a segment whose kind is not known any more: it may have been any file's home, but
+ * is none now. */
+static const uint64_t flags_unknown =
+    FSCK_SEGMENT_FLAG_UNOWNED | FSCK_SEGMENT_FLAG_HOME | FSCK_SEGMENT_FLAG_BROKEN;
 
 static int write_segment(struct counting *n, const struct fsck_segment *s)
 {
     struct metadb_value value;
-    uint64_t flags = FLAG_UNOWNED, live = 0, cursor = 0;
+    struct fsck_segment_record old = {.flags = flags_unknown};
     int error = fsck_get(n->f, KEY_SEGMENT, s->id, &value);
     if (error)
         return error;
-    if (!s->undecodable) {
-        struct rbuf b = rbuf_of(value.data, value.len);
-        rbuf_get_varint(&b);
-        flags = rbuf_get_varint(&b);
-        live = rbuf_get_varint(&b);
-        cursor = rbuf_get_varint(&b);
-    }
+    if (!s->undecodable)
+        fsck_segment_decode(value.data, value.len, &old);
     metadb_value_free(&value);
     /* What lies behind the cursor is cut off at the next opening. */
     uint64_t end = s->undecodable ? max_u64(n->end_slot, s->file_slots) : n->end_slot;
-    uint64_t new_cursor = max_u64(cursor, min_u64(round_up_u64(end, SLOT_GROUP), SEGMENT_SLOTS));
-    /* Chunks that lost their owner here are still to be punched. */
-    uint64_t new_flags = flags | (n->changed ? FLAG_UNOWNED : 0);
-    bool same = !s->undecodable && live == n->live && cursor == new_cursor && flags == new_flags;
+    uint64_t slots = old.flags & FSCK_SEGMENT_FLAG_HOME ? SEGMENT_HOME_SLOTS : SEGMENT_SLOTS;
+    struct fsck_segment_record now = {
+        /* Chunks that lost their owner here are still to be punched. */
+        .flags = old.flags | (n->changed ? FSCK_SEGMENT_FLAG_UNOWNED : 0),
+        .live = n->live,
+        .cursor = max_u64(old.cursor, min_u64(round_up_u64(end, SLOT_GROUP), slots)),
+        .home_bytes = old.home_bytes,
+    };
+    bool same = !s->undecodable && now.live == old.live && now.cursor == old.cursor &&
+                now.flags == old.flags;
     if (same && !n->changed)
         return 0;
     repair_did(n->r,
                "segment %08" PRIx32 ": counted again: %" PRIu64 " chunks have an owner, recorded "
                "were %" PRIu64 "; %" PRIu64 " records of its chunks were wrong",
-               s->id, n->live, live, n->changed);
+               s->id, n->live, old.live, n->changed);
     if (!same)
-        put_segment(n->r, s->id, new_flags, n->live, new_cursor);
+        repair_put_segment(n->r, s->id, &now);
     return 0;
 }
 
@@ -262,7 +269,11 @@ static bool make_lost_segments(struct repair *r, struct fsck *f)
     while (g_hash_table_iter_next(&it, &key, NULL)) {
         uint32_t id = GPOINTER_TO_UINT(key);
         repair_did(r, "segment %08" PRIx32 " has no record, but a file: made one", id);
-        put_segment(r, id, FLAG_UNOWNED, 0, SEGMENT_SLOTS);
+        struct fsck_segment_record record = {
+            .flags = flags_unknown,
+            .cursor = round_up_u64(fsck_segment_file_slots(f, id), SLOT_GROUP),
+        };
+        repair_put_segment(r, id, &record);
         any = true;
     }
     return any;

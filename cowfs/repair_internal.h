@@ -69,6 +69,12 @@ int repair_names(struct repair *r);
 /* ---- repair_count.c ---- */
 
 int repair_counts(struct repair *r);
+void repair_put_segment(struct repair *r, uint64_t id, const struct fsck_segment_record *record);
+
+/* ---- repair_home.c ---- */
+
+/* After the counts, which make the records of segments. */
+int repair_homes(struct repair *r);
 
 /* ---- repair_index.c ---- */
 

@@ -179,7 +179,7 @@ static int void_node(struct mapper *m, unsigned level, uint64_t *id)
 
 /* ---- nodes ---- */
 
-/* Whole chunks that the file of a segment has; 0 without a file. */
+/* Chunks that the file of a segment has; 0 without a file. */
 static uint64_t slots_of(struct mapper *m, uint32_t id)
 {
     gint key = (gint)id;
@@ -192,7 +192,7 @@ static uint64_t slots_of(struct mapper *m, uint32_t id)
         if (id == m->r->void_segment && id)
             file->slots = SLOT_GROUP;
         else if (lstat(path, &st) == 0 && S_ISREG(st.st_mode))
-            file->slots = (uint64_t)st.st_size / m->r->sb.chunk_bytes;
+            file->slots = fsck_segment_file_slots(m->f, id);
         g_hash_table_insert(m->files, &file->id, file);
     }
     return file->slots;
@@ -201,7 +201,7 @@ static uint64_t slots_of(struct mapper *m, uint32_t id)
 static bool chunk_exists(struct mapper *m, chunk_t chunk)
 {
     uint32_t id = (uint32_t)(chunk >> 32), slot = (uint32_t)chunk;
-    return id && slot < SEGMENT_SLOTS && slot < slots_of(m, id);
+    return id && slot < SEGMENT_HOME_SLOTS && slot < slots_of(m, id);
 }
 
 /* Replaces what leads nowhere; *replaced: how many entries. */
