@@ -163,6 +163,7 @@ void metadb_change_many(struct metadb *db, const struct metadb_change *changes, 
             overlay_prefetch(db->running, hashes[i]);
         for (size_t i = 0; i < part; i++)
             overlay_set(db->running, hashes[i], c[i].key, c[i].key_len, c[i].value, c[i].value_len);
+        atomic_store(&db->running_bytes, overlay_bytes(db->running));
         pthread_rwlock_unlock(&db->lock);
     }
 }
@@ -173,6 +174,7 @@ static void set_running(struct metadb *db, const void *key, size_t key_len, cons
     uint64_t hash = overlay_hash(key, key_len);
     pthread_rwlock_wrlock(&db->lock);
     overlay_set(db->running, hash, key, key_len, value, value_len);
+    atomic_store(&db->running_bytes, overlay_bytes(db->running));
     pthread_rwlock_unlock(&db->lock);
 }
 
@@ -195,6 +197,7 @@ int metadb_flip(struct metadb *db)
     if (!db->committing) {
         db->committing = db->running;
         db->running = overlay_new();
+        atomic_store(&db->running_bytes, 0);
         error = 0;
     }
     pthread_rwlock_unlock(&db->lock);
@@ -244,10 +247,7 @@ bool metadb_commit_pending(struct metadb *db)
 
 uint64_t metadb_running_bytes(struct metadb *db)
 {
-    pthread_rwlock_rdlock(&db->lock);
-    uint64_t bytes = overlay_bytes(db->running);
-    pthread_rwlock_unlock(&db->lock);
-    return bytes;
+    return atomic_load(&db->running_bytes);
 }
 
 uint64_t metadb_disk_bytes(struct metadb *db)

@@ -20,6 +20,7 @@
 
 #include <glib.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/types.h>
 
 /* ---- records and overlays (metadb_overlay.c) ---- */
@@ -153,8 +154,9 @@ struct metadb {
     bool read_only;
     pthread_rwlock_t lock;
     struct overlay *running;
-    struct overlay *committing; /* NULL: none */
-    struct overlay *durable;    /* in_memory's stand-in for RocksDB */
+    atomic_uint_fast64_t running_bytes; /* asked for by each write: not under the lock */
+    struct overlay *committing;         /* NULL: none */
+    struct overlay *durable;            /* in_memory's stand-in for RocksDB */
     struct rocks *rocks;
 };
 

@@ -10,6 +10,8 @@
  */
 #include "chunkstore/txn.h"
 
+#include "chunkstore/gate.h"
+
 #include <errno.h>
 #include <glib.h>
 #include <pthread.h>
@@ -30,7 +32,7 @@ struct txn {
     struct txn_participant participants[PARTICIPANTS_MAX];
     unsigned participant_count;
 
-    pthread_rwlock_t gate;
+    struct gate *gate;
     atomic_int_fast64_t dirty_bytes;
     atomic_bool freed; /* since the last flip: a commit has been asked for */
 
@@ -73,13 +75,7 @@ struct txn *txn_new(struct metadb *db, struct segments *segments, struct counts 
     t->config = *config;
     t->deadline_ms = INT64_MAX;
 
-    /* A stream of short readers must not keep the flip waiting. */
-    pthread_rwlockattr_t attr;
-    pthread_rwlockattr_init(&attr);
-    pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-    pthread_rwlock_init(&t->gate, &attr);
-    pthread_rwlockattr_destroy(&attr);
-
+    t->gate = gate_new();
     pthread_mutex_init(&t->commit_lock, NULL);
     pthread_mutex_init(&t->sync_lock, NULL);
     pthread_mutex_init(&t->lock, NULL);
@@ -101,12 +97,12 @@ void txn_add_participant(struct txn *t, const struct txn_participant *participan
 
 void txn_enter(struct txn *t)
 {
-    pthread_rwlock_rdlock(&t->gate);
+    gate_enter(t->gate);
 }
 
 void txn_exit(struct txn *t)
 {
-    pthread_rwlock_unlock(&t->gate);
+    gate_exit(t->gate);
 }
 
 static int64_t dirty_now(struct txn *t)
@@ -171,7 +167,7 @@ void txn_note_freed(struct txn *t)
 
 static void flip(struct txn *t)
 {
-    pthread_rwlock_wrlock(&t->gate);
+    gate_close(t->gate);
     /* Participants from the top downwards: an inode's flip may look at its
      * map, a node's at its counts; counts and segments are last. */
     for (unsigned i = 0; i < t->participant_count; i++)
@@ -184,7 +180,7 @@ static void flip(struct txn *t)
     g_assert(error == 0);
     atomic_fetch_add(&t->flips, 1);
     atomic_store(&t->freed, false);
-    pthread_rwlock_unlock(&t->gate);
+    gate_open(t->gate);
 }
 
 /* The bytes written before the call are durable on return; a sync that began
@@ -377,7 +373,7 @@ void txn_free(struct txn *t)
     if (!t)
         return;
     g_assert(!t->started);
-    pthread_rwlock_destroy(&t->gate);
+    gate_free(t->gate);
     pthread_mutex_destroy(&t->commit_lock);
     pthread_mutex_destroy(&t->sync_lock);
     pthread_mutex_destroy(&t->lock);

@@ -17,6 +17,9 @@ enum {
     PART_CHUNKS = 512, /* looked at between two pauses */
     CLEAN_STEP = 512,  /* index records removed in one transaction */
     NICE = 10,
+    /* After a part, this many times as long as it took: what it costs others does not end
+     * with its own time (memory bandwidth, a commit with its records, compaction). */
+    REST_FACTOR = 5,
 };
 
 struct sealer {
@@ -25,17 +28,22 @@ struct sealer {
     bool running;
     bool may_idle; /* the thread can leave SCHED_IDLE again; its own */
     pthread_mutex_t lock;
-    pthread_cond_t wake;
+    pthread_cond_t wake; /* stop */
     bool stop;
     GHashTable *waiting; /* set of inode numbers */
     GQueue queue;        /* the same, oldest first (GSIZE_TO_POINTER would cut) */
 };
 
-static int64_t now_ms(void)
+static int64_t now_us(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+    return (int64_t)ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
+}
+
+static int64_t now_ms(void)
+{
+    return now_us() / 1000;
 }
 
 static void enqueue(struct sealer *s, uint64_t ino)
@@ -45,7 +53,7 @@ static void enqueue(struct sealer *s, uint64_t ino)
         uint64_t *item = g_memdup2(&ino, sizeof(ino));
         g_hash_table_add(s->waiting, item);
         g_queue_push_tail(&s->queue, item);
-        pthread_cond_signal(&s->wake);
+        /* Nobody is woken: it has to rest for a while, and rounds come by themselves. */
     }
     pthread_mutex_unlock(&s->lock);
 }
@@ -127,7 +135,7 @@ static bool seal_file(struct sealer *s, struct inode *inode)
     atomic_store(&inode->unsealed, false);
     while (index != UINT64_MAX) {
         struct seal_result r;
-        int64_t t0 = now_ms();
+        int64_t t0 = now_us();
         if (fs_may_change(fs) != 0)
             return false;
         int error = seal_file_part(fs, inode, index, PART_CHUNKS, fs->config.keep_flat,
@@ -138,10 +146,11 @@ static bool seal_file(struct sealer *s, struct inode *inode)
         }
         index = r.next_index;
         uint64_t bytes = r.hashed_chunks * fs->chunk_bytes;
-        int64_t wait = 0;
+        int64_t took_us = now_us() - t0, wait_us = took_us * REST_FACTOR;
         if (fs->config.seal_rate_bytes)
-            wait = (int64_t)(bytes * 1000 / fs->config.seal_rate_bytes) - (now_ms() - t0);
-        if (pause_ms(s, wait > 0 ? wait : 0))
+            wait_us =
+                MAX(wait_us, (int64_t)(bytes * 1000000 / fs->config.seal_rate_bytes) - took_us);
+        if (pause_ms(s, wait_us / 1000))
             return false;
         if (atomic_load(&inode->written_ms) != begin_ms)
             return false;
