@@ -36,8 +36,7 @@ static struct mapping map_file(const char *path, const char *how)
                     strcmp(how, "private") == 0 ? MAP_PRIVATE : MAP_SHARED, fd, 0);
     if (at == MAP_FAILED)
         die("mmap of %s", path);
-    close(fd); /* the mapping keeps the file open */
-    m.at = at;
+    m.at = at; /* fd stays open, as VMMs leave it */
     return m;
 }
 
