@@ -77,7 +77,9 @@ static void passthrough_reason(const struct call *c, enum flat_verdict flat, cha
             reason = backings_reason(m->no_passthrough);
         else if (m->writeback)
             reason = "this mount has the kernel's writeback cache, which excludes passthrough";
-        g_snprintf(out, size, "%s", reason);
+        const char *view = atomic_load(&m->service->view_path);
+        g_snprintf(out, size, "%s%s%s%s", reason, !m->view && view ? "; the view at " : "",
+                   !m->view && view ? view : "", !m->view && view ? " has it" : "");
         return;
     }
     struct opens_counts n = opens_look(opens, m->slot, c->ino);

@@ -70,6 +70,25 @@ test_space_after_mapping() {
     eventually 90 stored_is "$before"
 }
 
+# What is open and mapped goes on without a daemon.
+test_daemon_killed() {
+    golden 16
+    sync "$MNT/golden"
+    exec 9<"$MNT/golden"
+    hold "$PASS" holdmap "$MNT/golden"
+    kill_daemon
+    assert_eq "$(b2sum <&9)" "$(sum_of "$WORK/golden")"
+    exec 9<&-
+    exec 7>&-
+    cat <&6 >"$WORK/mapped"
+    exec 6<&-
+    wait "$held"
+    assert_same "$WORK/mapped" "$WORK/golden"
+    umount -l "$MNT"
+    mount_up
+    assert_same "$WORK/golden" "$MNT/golden"
+}
+
 # What `cowfs stat` says of it.
 test_stat() {
     golden 8
