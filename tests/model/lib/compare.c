@@ -2,6 +2,7 @@
 #include "tests/model/lib/compare.h"
 
 #include "chunkstore/bytes.h"
+#include "cowfs/flat.h"
 #include "cowfs/fsck.h"
 
 #include <errno.h>
@@ -159,6 +160,47 @@ static void check_size(const struct walk *w)
              high);
 }
 
+/* Bytes of the home's file, zeros behind its end. */
+static void check_home(int fd, const struct walk *w, uint64_t from, uint64_t to)
+{
+    static _Thread_local uint8_t buffer[BLOCK];
+    for (uint64_t at = from; at < to;) {
+        size_t n = min_u64(to - at, BLOCK);
+        ssize_t got = pread(fd, buffer, n, (off_t)at);
+        if (got != (ssize_t)n)
+            fail("%s: reading %zu bytes of its home at %" PRIu64 " gave %zd", w->name, n, at, got);
+        check_bytes(buffer, n, at, w->versions, w->count, w->name);
+        at += n;
+    }
+}
+
+/* If the file is flat: who reads the home's file sees the same. */
+static void walk_home(const struct walk *w)
+{
+    int fd;
+    uint32_t home;
+    if (flat_verdict(w->inode) != FLAT_YES)
+        return;
+    int error = flat_pin(w->inode, &fd, &home);
+    if (error == -EINVAL) /* sealed in the background, or a crash left bytes behind its end */
+        return;
+    if (error)
+        fail("%s: pin: %s", w->name, g_strerror(-error));
+    off_t size = lseek(fd, 0, SEEK_END);
+    if ((uint64_t)size != w->size)
+        fail("%s: size is %" PRIu64 ", its home's %jd", w->name, w->size, (intmax_t)size);
+    for (off_t data = 0, hole; (data = lseek(fd, data, SEEK_DATA)) >= 0; data = hole) {
+        hole = lseek(fd, data, SEEK_HOLE);
+        check_home(fd, w, (uint64_t)data, (uint64_t)hole);
+    }
+    for (guint i = 0; i < w->pages->len; i++) {
+        uint64_t page = g_array_index(w->pages, uint64_t, i) * SPARSE_PAGE;
+        if (page < w->size)
+            check_home(fd, w, page, min_u64(page + SPARSE_PAGE, w->size));
+    }
+    flat_unpin(w->inode->fs, home);
+}
+
 void compare_file(struct inode *inode, struct sparse *const *versions, unsigned n, const char *name)
 {
     struct walk w = {
@@ -194,6 +236,7 @@ void compare_file(struct inode *inode, struct sparse *const *versions, unsigned 
         walk_data(&w, data, hole);
         at = hole;
     }
+    walk_home(&w);
     g_array_free(w.pages, TRUE);
 }
 

@@ -7,6 +7,7 @@
 
 #include "cowfs/clone.h"
 #include "cowfs/file.h"
+#include "cowfs/flat.h"
 #include "cowfs/names.h"
 #include "cowfs/reap.h"
 #include "tests/model/lib/compare.h"
@@ -571,6 +572,32 @@ static void op_seal(struct op *op)
     check_whole(op, s);
 }
 
+/* All of it, or broken off after a part. */
+static void op_pack(struct op *op)
+{
+    struct slot *s = choose_file(op);
+    if (!s)
+        return;
+    bool all = rng_percent(&op->rng, 70);
+    uint64_t length = 1 + rng_below(&op->rng, NEAR / 2);
+    say(op, "pack %s%s", s->name, all ? "" : ", a part of it");
+    if (!op->fs)
+        return;
+    struct inode *inode = open_file(op, s);
+    uint64_t next = 0, moved;
+    int error;
+    do {
+        error = flat_pack_part(inode, next, length, &next, &moved);
+    } while (!error && all && next);
+    /* Larger than a segment can be. */
+    if (error != -EFBIG)
+        expect(s, error, 0, "pack");
+    if (!error && !next && file_size(inode) && flat_verdict(inode) != FLAT_YES)
+        fail("%s is packed, but not flat: %s", s->name, flat_verdict_text(flat_verdict(inode)));
+    inode_put(inode);
+    check_whole(op, s);
+}
+
 /* Where the files are said to be alike they must be. */
 static void check_alike(const struct slot *a, const struct slot *b, uint64_t from, uint64_t to)
 {
@@ -672,6 +699,7 @@ static const struct {
     {op_write, 34},  {op_copy, 14},  {op_fallocate, 12},  {op_truncate, 9}, {op_clone, 7},
     {op_outlive, 4}, {op_create, 4}, {op_unlink, 5},      {op_seal, 4},     {op_diff, 2},
     {op_usage, 2},   {op_check, 4},  {op_commit_told, 3},
+    {op_pack, 4},
 };
 
 /* Data must not grow for ever: the test would become slow. */
