@@ -355,6 +355,51 @@ static void hash_of_unowned(struct fsck_store *s)
 }
 
 /* The same, but recorded as freed: nothing is wrong. */
+/* ---- homes: a and c lie in one, frozen; sparse fills its own ---- */
+
+static void put_home(struct fsck_store *s, uint64_t ino, uint32_t home, bool filling)
+{
+    struct inode_attr attr = inode_record(s, ino);
+    attr.home = home;
+    attr.home_filling = filling;
+    inode_record_put(s, ino, &attr);
+}
+
+static void home_of_another(struct fsck_store *s)
+{
+    put_home(s, s->b, inode_record(s, s->a).home, false);
+}
+
+static void home_is_shared(struct fsck_store *s)
+{
+    put_home(s, s->small, 1, false);
+}
+
+static void fills_a_frozen_home(struct fsck_store *s)
+{
+    put_home(s, s->c, inode_record(s, s->c).home, true);
+}
+
+static void fills_a_missing_home(struct fsck_store *s)
+{
+    put_home(s, s->empty, 99, true);
+}
+
+static void second_filler(struct fsck_store *s)
+{
+    put_home(s, s->empty, inode_record(s, s->sparse).home, true);
+}
+
+static void reads_a_filling_home(struct fsck_store *s)
+{
+    put_home(s, s->empty, inode_record(s, s->sparse).home, false);
+}
+
+static void filler_has_left(struct fsck_store *s)
+{
+    put_home(s, s->sparse, 0, false);
+}
+
 static void hash_of_freed(struct fsck_store *s)
 {
     chunk_t chunk = unowned_chunk(s);
@@ -414,6 +459,13 @@ static const struct damage damages[] = {
     DAMAGE(delete_both_hashes, 1, FSCK_SEALED_WITHOUT_HASH),
     DAMAGE(free_living, 2, FSCK_INDEX_DEAD_OWNED),
     DAMAGE(hash_of_unowned, 3, FSCK_INDEX_STRAY),
+    DAMAGE(home_of_another, 1, FSCK_INODE_HOME),
+    DAMAGE(home_is_shared, 1, FSCK_INODE_HOME),
+    DAMAGE(fills_a_frozen_home, 1, FSCK_INODE_HOME),
+    DAMAGE(fills_a_missing_home, 1, FSCK_INODE_HOME),
+    DAMAGE(second_filler, 1, FSCK_INODE_HOME),
+    DAMAGE(reads_a_filling_home, 1, FSCK_INODE_HOME),
+    DAMAGE(filler_has_left, 1, FSCK_SEGMENT_HOME),
     {"hash_of_freed", hash_of_freed, 0, {FSCK_KINDS}},
 };
 

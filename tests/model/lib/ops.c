@@ -698,8 +698,7 @@ static const struct {
 } table[] = {
     {op_write, 34},  {op_copy, 14},  {op_fallocate, 12},  {op_truncate, 9}, {op_clone, 7},
     {op_outlive, 4}, {op_create, 4}, {op_unlink, 5},      {op_seal, 4},     {op_diff, 2},
-    {op_usage, 2},   {op_check, 4},  {op_commit_told, 3},
-    {op_pack, 4},
+    {op_usage, 2},   {op_check, 4},  {op_commit_told, 3}, {op_pack, 4},
 };
 
 /* Data must not grow for ever: the test would become slow. */
