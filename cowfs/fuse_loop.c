@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cowfs/fuse_loop.h"
 #include "cowfs/fuse_ops.h"
+#include "cowfs/fuse_rings.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -42,6 +43,7 @@ struct worker {
 
 struct fuse_loop {
     struct fuse_session *session;
+    struct rings *rings; /* or NULL */
     unsigned max_threads;
     int ended_fd;
     atomic_uint waiting; /* threads in read(2), or about to be */
@@ -54,12 +56,17 @@ struct fuse_loop {
     unsigned thread_count;
 };
 
-static _Thread_local struct worker *this_worker;
+static _Thread_local void *this_buffer;
 
 void *fuse_loop_buffer(void)
 {
-    assert(this_worker);
-    return this_worker->data;
+    assert(this_buffer);
+    return this_buffer;
+}
+
+void fuse_loop_set_buffer(void *buffer)
+{
+    this_buffer = buffer;
 }
 
 static bool is_forget(const struct worker *w)
@@ -108,7 +115,7 @@ static void *worker_main(void *arg)
     struct worker *w = arg;
     struct fuse_loop *loop = w->loop;
 
-    this_worker = w;
+    fuse_loop_set_buffer(w->data);
     pthread_setname_np(pthread_self(), "cowfs-fuse");
     while (!fuse_session_exited(loop->session)) {
         struct fuse_buf buf = {.mem = w->request};
@@ -194,7 +201,8 @@ static void wake_up(int number)
     (void)number;
 }
 
-struct fuse_loop *fuse_loop_start(struct fuse_session *session, unsigned max_threads, int ended_fd)
+struct fuse_loop *fuse_loop_start(struct fuse_session *session, struct rings *rings,
+                                  unsigned max_threads, int ended_fd)
 {
     /* Without SA_RESTART: read(2) is to end with EINTR. */
     struct sigaction action = {.sa_handler = wake_up};
@@ -203,6 +211,7 @@ struct fuse_loop *fuse_loop_start(struct fuse_session *session, unsigned max_thr
 
     struct fuse_loop *loop = g_new0(struct fuse_loop, 1);
     loop->session = session;
+    loop->rings = rings;
     loop->max_threads = max_threads;
     loop->ended_fd = ended_fd;
     pthread_mutex_init(&loop->lock, NULL);
@@ -223,6 +232,8 @@ static bool all_quiet(struct fuse_loop *loop)
     struct pollfd fd = {.fd = fuse_session_fd(loop->session), .events = POLLIN};
     if (atomic_load(&loop->waiting) + atomic_load(&loop->parked_count) <
         atomic_load(&loop->running))
+        return false;
+    if (loop->rings && !rings_quiet(loop->rings))
         return false;
     return poll(&fd, 1, 0) == 0;
 }
@@ -263,6 +274,7 @@ int fuse_loop_stop(struct fuse_loop *loop)
         pthread_join(w->thread, NULL);
         worker_free(w);
     }
+    rings_stop(loop->rings);
     int error = atomic_load(&loop->error);
     pthread_mutex_destroy(&loop->lock);
     g_free(loop);

@@ -10,6 +10,7 @@
 #include "cowfs/fuse_mount.h"
 #include "cowfs/fuse_backing.h"
 #include "cowfs/fuse_loop.h"
+#include "cowfs/fuse_rings.h"
 #include "cowfs/opens.h"
 
 #include <errno.h>
@@ -157,20 +158,49 @@ static void say_what_is_missing(struct mounted *m)
               backings_reason(mount->no_passthrough));
 }
 
+/* A mount that was asked to use io_uring and cannot is slower, but right: so it is mounted,
+ * which a machine that boots with another kernel will want, and says what to do. */
+static void start_rings(struct mounted *m, unsigned depth, unsigned max_threads)
+{
+    int error = rings_new(m->mount.session, depth, max_threads, &m->mount.rings);
+    if (error)
+        g_warning("%s: goes on over /dev/fuse: io_uring: %s%s", m->point->path, g_strerror(-error),
+                  error == -EPERM ? " (see /proc/sys/kernel/io_uring_disabled)" : "");
+}
+
+static int wait_for_rings(struct mounted *m)
+{
+    if (!m->mount.rings)
+        return 0;
+    int error = rings_wait(m->mount.rings);
+    if (!error && !rings_serves(m->mount.rings))
+        g_warning("%s: goes on over /dev/fuse: the kernel does not offer FUSE over io_uring. It "
+                  "takes Linux 6.14, and before mounting, as root: "
+                  "echo Y >/sys/module/fuse/parameters/enable_uring",
+                  m->point->path);
+    return error;
+}
+
 int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, struct errmsg *err)
 {
     struct mount *mount = &m->mount;
+    unsigned max_threads = config->threads ? config->threads : THREADS_DEFAULT;
     struct stat st;
 
+    if (config->io_uring_depth)
+        start_rings(m, config->io_uring_depth, max_threads);
     mount->seeker = seeker_new(mount);
     if (mount->seeker)
-        m->loop = fuse_loop_start(mount->session,
-                                  config->threads ? config->threads : THREADS_DEFAULT, m->ended_fd);
+        m->loop = fuse_loop_start(mount->session, mount->rings, max_threads, m->ended_fd);
     if (!m->loop)
         return errmsg_set(err, -EAGAIN, "cannot start threads");
     int error = wait_for_init(mount);
     if (error)
         return errmsg_set(err, error, "%s: the kernel did not begin to talk", m->point->path);
+    error = wait_for_rings(m);
+    if (error)
+        return errmsg_set(err, error, "%s: FUSE over io_uring: %s", m->point->path,
+                          g_strerror(-error));
     /* Asks our own workers, which are there. When it has an answer the kernel has taken
      * ours to INIT, and knows what was agreed. */
     if (stat(m->point->path, &st) == 0) {
@@ -262,6 +292,9 @@ int mounted_detach(struct mounted *m)
     cut_off(m);
     if (service->backings)
         backings_set_device(service->backings, mount->slot, -1);
+    rings_stop(mount->rings); /* if there never was a loop */
+    rings_free(mount->rings);
+    mount->rings = NULL;
     fuse_session_destroy(mount->session);
     mount->session = NULL;
     sem_destroy(&mount->initialised);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* fuse_ops.c - the table of operations, what is agreed with the kernel, helpers. */
 #include "cowfs/fuse_ops.h"
+#include "cowfs/fuse_rings.h"
 #include "cowfs/opens.h"
 
 #include <errno.h>
@@ -65,9 +66,10 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
      * lie on a stacked file system themselves, but another may be stacked on us. */
     m->passthrough = want(conn, FUSE_CAP_PASSTHROUGH, m->passthrough);
     conn->max_backing_stack_depth = FUSE_BACKING_STACKED_UNDER;
-    /* Later: FUSE_CAP_OVER_IO_URING, which brings threads of libfuse's own that have
-     * no fuse_loop_buffer(). */
+    /* libfuse's own io_uring: not used (fuse_rings.h). */
     want(conn, FUSE_CAP_OVER_IO_URING, false);
+    if (m->rings)
+        rings_init(m->rings, fuse_get_feature_flag(conn, FUSE_CAP_OVER_IO_URING));
 
     sem_post(&m->initialised);
 }

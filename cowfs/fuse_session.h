@@ -30,6 +30,7 @@ struct fuse_mount_config {
     unsigned max_read_bytes; /* as in fuse_options, where the two must agree; 0: no limit */
     struct fs_config fs;     /* keep_flat is set here */
     unsigned threads;        /* most workers of a mount; 0: default */
+    unsigned io_uring_depth; /* requests a CPU over io_uring; 0: all over /dev/fuse */
     unsigned read_ahead_kb;  /* of the kernel for the mounts; 0: leave it */
     /* Called once, when all mounts can be used. */
     void (*ready)(void *arg);

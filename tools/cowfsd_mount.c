@@ -145,6 +145,7 @@ static int run_daemon(struct daemon *d, const struct mount_options *o, const str
         .max_read_bytes = o->max_read_bytes,
         .fs = o->fs,
         .threads = o->threads,
+        .io_uring_depth = o->io_uring_depth,
         .read_ahead_kb = o->read_ahead_kb,
         .ready = on_ready,
         .arg = d,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/cowfsd_options.h"
+#include "cowfs/fuse_rings.h"
 #include "tools/cowfs_tool.h"
 
 #include <errno.h>
@@ -33,6 +34,10 @@ const char mount_options_help[] =
     "                     it for writing fails with ETXTBSY. Needs root and Linux 6.9\n"
     "  view=DIRECTORY     mount the store a second time there, read-only and with passthrough,\n"
     "                     beside this mount with its writeback cache; ends with this mount\n"
+    "  io_uring           talk to the kernel over io_uring: some requests take half the time, but\n"
+    "                     those under way do not survive a crash of the daemon. Needs Linux 6.14\n"
+    "                     and /sys/module/fuse/parameters/enable_uring; without, goes on as ever\n"
+    "  io_uring_depth=N   the same, with room for N requests for each CPU (default 8, 1 MiB each)\n"
     "  threads=N          serve at most so many requests at once (default 16)\n"
     "  read_ahead=SIZE    read-ahead of the kernel (default 512K; 0: the kernel's own)\n"
     "  log=LEVEL          error, warning, info (default) or debug; goes to syslog, with -f to\n"
@@ -183,6 +188,15 @@ static int set_max_read(struct mount_options *o, const char *name, const char *v
     return error;
 }
 
+static int set_io_uring(struct mount_options *o, const char *name, const char *value,
+                        struct errmsg *err)
+{
+    uint64_t n = RINGS_DEPTH_DEFAULT;
+    int error = value ? parse_number(name, value, 1, RINGS_DEPTH_MAX, &n, err) : 0;
+    o->io_uring_depth = (unsigned)n;
+    return error;
+}
+
 static int set_writeback(struct mount_options *o, const char *name, const char *value,
                          struct errmsg *err)
 {
@@ -250,6 +264,8 @@ static const struct option_rule {
     {"seal_rate", OWN, set_seal_rate, 0},
     {"cache_size", OWN, set_cache_size, 0},
     {"threads", OWN, set_threads, 0},
+    {"io_uring", OWN_PLAIN, set_io_uring, 0},
+    {"io_uring_depth", OWN, set_io_uring, 0},
     {"read_ahead", OWN, set_read_ahead, 0},
     {"max_read", OWN, set_max_read, 0},
     {"log", OWN, set_log, 0},

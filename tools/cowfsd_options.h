@@ -12,6 +12,7 @@ struct mount_options {
     bool writeback, nowriteback, passthrough; /* as said; of the first two, the later one */
     char *view_path;                          /* as said; NULL: no view */
     unsigned threads;                         /* 0: default */
+    unsigned io_uring_depth;                  /* 0: over /dev/fuse */
     unsigned read_ahead_kb;                   /* 0: leave the kernel's */
     unsigned max_read_bytes;                  /* 0: no limit */
     GLogLevelFlags log_level;

@@ -123,13 +123,19 @@ get_source() {
 # Builds $work/src into $work/out. The prefix is /usr only so that libfuse looks for fusermount3
 # where the distribution puts it; the pkg-config file is relocatable.
 build_source() {
+    local options=()
+    # cowfs looks at libfuse's replies on their way (cowfs/fuse_rings.c); its peer is the kernel all
+    # the same. Newer versions have that switched off by default.
+    ! grep -q "'enable-custom-io'" "$work"/src/meson_options.txt ||
+        options+=(-Denable-custom-io=true)
     {
         env -u CFLAGS -u CXXFLAGS -u LDFLAGS -u DESTDIR CC=gcc CXX=g++ \
             meson setup "$work/obj" "$work/src" --prefix=/usr --libdir=lib \
             --buildtype=debugoptimized -Dc_args="-ffile-prefix-map=$work=." \
             -Dcpp_args="-ffile-prefix-map=$work=." -Ddefault_library=static \
             -Dpkgconfig.relocatable=true -Dutils=false -Dexamples=true -Dtests=false \
-            -Duseroot=false -Ddisable-mtab=true -Denable-io-uring=true -Dinitscriptdir= &&
+            -Duseroot=false -Ddisable-mtab=true -Denable-io-uring=true -Dinitscriptdir= \
+            ${options[@]:+"${options[@]}"} &&
             ninja -C "$work/obj" lib/libfuse3.a example/passthrough_hp &&
             DESTDIR="$work/stage" meson install -C "$work/obj" --no-rebuild
     } </dev/null >"$work/log" 2>&1 || {
