@@ -486,7 +486,6 @@ static void *queue_main(void *arg)
 /* The kernel wants a queue for each CPU that there could be, not only those that are. */
 static unsigned possible_cpus(void)
 {
-    unsigned first = 0, last = 0;
     char text[64] = "";
     int fd = open("/sys/devices/system/cpu/possible", O_RDONLY | O_CLOEXEC);
     if (fd >= 0) {
@@ -494,11 +493,15 @@ static unsigned possible_cpus(void)
         text[n > 0 ? n : 0] = '\0';
         close(fd);
     }
-    const char *end = strrchr(text, ',');
-    int found = sscanf(end ? end + 1 : text, "%u-%u", &first, &last);
-    if (found == 2)
-        return last + 1;
-    return found == 1 ? first + 1 : (unsigned)MAX(sysconf(_SC_NPROCESSORS_CONF), 1);
+    /* "0-3", or "0", or in theory "0,2-3": the last number counts. */
+    g_strchomp(text);
+    const char *last = text + strlen(text);
+    while (last > text && g_ascii_isdigit(last[-1]))
+        last--;
+    uint64_t number;
+    if (g_ascii_string_to_unsigned(last, 10, 0, G_MAXUINT16, &number, NULL))
+        return (unsigned)number + 1;
+    return (unsigned)MAX(sysconf(_SC_NPROCESSORS_CONF), 1);
 }
 
 static int queue_init(struct queue *q, struct rings *u, unsigned id)
