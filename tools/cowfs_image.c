@@ -175,9 +175,9 @@ static int finish_job(struct job *j, int status)
 
 enum { OPTION_FOLLOW = 256 };
 
-/* -1: go on; else the exit status. */
-static int parse(int argc, char **argv, const char *short_options, const struct option *options,
-                 const char *help, struct job *j)
+/* False: *status is what to end with. */
+static bool parse(int argc, char **argv, const char *short_options, const struct option *options,
+                  const char *help, struct job *j, int *status)
 {
     int option;
     while ((option = tool_getopt(argc, argv, short_options, options)) != -1) {
@@ -201,16 +201,20 @@ static int parse(int argc, char **argv, const char *short_options, const struct 
             j->as_json = true;
             break;
         case 'h':
-            return tool_help(help);
+            *status = tool_help(help);
+            return false;
         default:
-            return EXIT_MISUSED;
+            *status = EXIT_MISUSED;
+            return false;
         }
     }
-    if (argc - optind != 2)
-        return tool_misused("exactly two files are needed: what is read and what is written");
+    if (argc - optind != 2) {
+        *status = tool_misused("exactly two files are needed: what is read and what is written");
+        return false;
+    }
     j->source = argv[optind];
     j->target = argv[optind + 1];
-    return -1;
+    return true;
 }
 
 /* ---- import ---- */
@@ -316,8 +320,8 @@ int cmd_import(int argc, char **argv)
         {0},
     };
     struct job j = {.target_fd = -1};
-    int status = parse(argc, argv, "f:rqjh", options, import_help, &j);
-    if (status >= 0)
+    int status;
+    if (!parse(argc, argv, "f:rqjh", options, import_help, &j, &status))
         return status;
     status = import_once(&j) ? report(&j, j.info.format) : EXIT_FAILED;
     return finish_job(&j, status);
@@ -429,8 +433,8 @@ int cmd_export(int argc, char **argv)
         {0},
     };
     struct job j = {.target_fd = -1};
-    int status = parse(argc, argv, "f:crqjh", options, export_help, &j);
-    if (status >= 0)
+    int status;
+    if (!parse(argc, argv, "f:crqjh", options, export_help, &j, &status))
         return status;
     const char *format = j.format ? j.format : format_of_name(j.target);
     if (!format)

@@ -1,0 +1,173 @@
+# shellcheck shell=bash
+# A guest to run: Debian's cloud kernel, a real disk image (ext4) with busybox and redis-server from
+# Debian's packages, and an initrd with the few modules that lead to it. Source it, then call
+#   guest_build DIR      vmlinuz, initrd and disk.img into DIR, unless they are there already
+#
+# What the guest does: it starts redis-server (port 6379 on 10.0.2.15, and within), counts in it (key
+# "count", 10 times a second), writes each tenth count to /data/counts on its disk, and answers on
+# its serial line, one word in, one line out that begins with "=":
+#   count           =count N          the service's counter, asked of the service
+#   set TEXT        =set OK           TEXT into the service (key "text") and onto the disk (/data/text)
+#   get             =get TEXT TEXT    from the service, from the disk
+#   fill MIB        =fill MIB         that much memory made dirty, on a tmpfs
+#   mac             =mac ADDRESS      of the network card that is there now
+#   random          =random HEX       16 bytes of the kernel's generator
+#   sync            =sync             all written to its disk
+#   off                               unmounts and powers off
+#
+# It uses inputs.sh (which see for COWFS_INPUTS), needs root for nothing, and the network but by apt.
+
+# shellcheck source=inputs.sh
+. "$(dirname "${BASH_SOURCE[0]}")/inputs.sh"
+
+_guest_packages=(redis-tools libc6 libgcc-s1 libstdc++6 libatomic1 libjemalloc2 liblzf1 libssl3
+    libsystemd0 libcap2 libgcrypt20 libgpg-error0 liblz4-1 liblzma5 libzstd1)
+_guest_modules=(virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk
+    failover net_failover virtio_net virtio-rng)
+
+_guest_initrd_init() {
+    cat <<'INIT'
+#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs none /dev
+for module in $(/bin/busybox cat /modules/order); do
+    /bin/busybox insmod "/modules/$module.ko"
+done
+until [ -b /dev/vda ]; do /bin/busybox sleep 0.1; done
+/bin/busybox mount -t ext4 -o noatime /dev/vda /root
+/bin/busybox mount --move /dev /root/dev
+exec /bin/busybox switch_root /root /sbin/init
+INIT
+}
+
+_guest_disk_init() {
+    cat <<'INIT'
+#!/bin/busybox sh
+export PATH=/bin:/sbin:/usr/bin
+mount -t proc none /proc
+mount -t sysfs none /sys
+mount -t tmpfs none /tmp
+exec </dev/ttyS0 >/dev/ttyS0 2>&1
+stty -echo raw
+echo 1 >/proc/sys/vm/overcommit_memory
+ip link set lo up
+# A card that comes later is a new one: after a fork it has another address.
+network() {
+    while :; do
+        for card in /sys/class/net/e*; do
+            [ -e "$card" ] || continue
+            card=${card##*/}
+            grep -q 1 "/sys/class/net/$card/carrier" 2>/dev/null && continue
+            ip link set "$card" up
+            ip addr add 10.0.2.15/24 dev "$card" 2>/dev/null
+            ip route add default via 10.0.2.2 2>/dev/null
+            # A word to the gateway: it remembers the address of the card before.
+            ping -c 1 -W 1 10.0.2.2 >/dev/null
+        done
+        sleep 0.3
+    done
+}
+network 2>/dev/null </dev/null &
+redis-server --port 6379 --protected-mode no --save '' --appendonly no --dir /tmp \
+    --daemonize no >/tmp/redis.log 2>&1 </dev/null &
+until redis-cli ping 2>/dev/null </dev/null | grep -q PONG; do sleep 0.1; done
+count() {
+    while :; do
+        n=$(redis-cli incr count)
+        [ "${n%0}" = "$n" ] || echo "$n" >>/data/counts
+        sleep 0.1
+    done
+}
+count 2>/dev/null </dev/null &
+echo GUEST READY
+while read -r word rest; do
+    case $word in
+        count) echo "=count $(redis-cli get count </dev/null)" ;;
+        set)
+            echo "$rest" >/data/text
+            echo "=set $(redis-cli set text "$rest" </dev/null)"
+            ;;
+        get) echo "=get $(redis-cli get text </dev/null) $(cat /data/text 2>/dev/null)" ;;
+        fill)
+            dd if=/dev/urandom of=/tmp/noise bs=1M count=1 2>/dev/null
+            i=0
+            while [ $i -lt "$rest" ]; do cat /tmp/noise; i=$((i + 1)); done >/tmp/fill
+            echo "=fill $rest"
+            ;;
+        mac) echo "=mac $(cat /sys/class/net/e*/address 2>/dev/null)" ;;
+        random) echo "=random $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')" ;;
+        sync)
+            sync
+            echo "=sync"
+            ;;
+        off)
+            kill -STOP -1
+            sync
+            mount -o remount,ro /
+            poweroff -f
+            ;;
+    esac
+done
+INIT
+}
+
+_guest_make() {
+    local out=$1 work=$2 real package name tree=$2/tree root=$2/disk
+    _inputs_need apt-get dpkg-deb mke2fs tar || return
+    inputs_guest_kernel "$out" || return
+    real=$(apt-cache depends linux-image-cloud-amd64 |
+        awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }')
+    # The kernel and its modules are of one package: the cached kernel may be an older one.
+    mkdir -p "$work/kernel" "$tree/bin" "$tree/modules" "$tree/dev" "$tree/root" "$root" || return
+    _inputs_unpack "$real" "$work/kernel" './boot/vmlinuz-*' '*.ko' || return
+    cp "$work"/kernel/root/boot/vmlinuz-* "$out/vmlinuz.tmp" && mv "$out/vmlinuz.tmp" "$out/vmlinuz" ||
+        return
+    for name in "${_guest_modules[@]}"; do
+        find "$work/kernel/root" -name "$name.ko" -exec cp {} "$tree/modules/" \;
+        [[ -s $tree/modules/$name.ko ]] || _inputs_fail "no module $name in $real" || return
+    done
+    printf '%s\n' "${_guest_modules[@]}" >"$tree/modules/order"
+    _inputs_unpack busybox-static "$work" '*/bin/busybox' || return
+    find "$work/root" -name busybox -type f -exec cp {} "$tree/bin/busybox" \;
+    _guest_initrd_init >"$tree/init" && chmod 755 "$tree/init" "$tree/bin/busybox" || return
+    (cd "$tree" && find . | LC_ALL=C sort | bin/busybox cpio -o -H newc >"$out/initrd.tmp" \
+        2>/dev/null) && mv "$out/initrd.tmp" "$out/initrd" || return
+    for package in "${_guest_packages[@]}"; do
+        _inputs_package "$package" "$work" || return
+    done
+    for package in "$work"/*.deb; do
+        dpkg-deb --fsys-tarfile "$package" |
+            tar -x -C "$root" --exclude='./usr/share/*' --exclude='*/gconv/*' || return
+    done
+    mkdir -p "$root"/{bin,sbin,proc,sys,dev,tmp,data} || return
+    cp "$tree/bin/busybox" "$root/bin/" && "$root/bin/busybox" --list | while read -r name; do
+        [[ -e $root/bin/$name ]] || ln -s busybox "$root/bin/$name"
+    done
+    # In Debian's package the server is another name of the checker.
+    ln -sf redis-check-rdb "$root/usr/bin/redis-server" || return
+    _guest_disk_init >"$root/sbin/init" && chmod 755 "$root/sbin/init" || return
+    truncate -s 256M "$out/disk.tmp" || return
+    PATH=$PATH:/usr/sbin:/sbin mke2fs -q -F -t ext4 -b 4096 -d "$root" "$out/disk.tmp" &&
+        mv "$out/disk.tmp" "$out/disk.img"
+}
+
+guest_build() {
+    local out=$1 began=$EPOCHREALTIME work status=0 recipe
+    # Another recipe makes another guest.
+    recipe=$({ declare -f _guest_make _guest_initrd_init _guest_disk_init
+        echo "${_guest_modules[*]} ${_guest_packages[*]}"; } | cksum)
+    if [[ -s $out/disk.img && -s $out/initrd && -s $out/vmlinuz ]] &&
+        [[ $(cat "$out/guest.recipe" 2>/dev/null) == "$recipe" ]]; then
+        return 0
+    fi
+    mkdir -p "$out" || return
+    work=$(mktemp -d "$COWFS_INPUTS/guest.XXXXXX") || return
+    _guest_make "$out" "$work" >"$work/log" 2>&1 || status=$?
+    if ((status != 0)); then
+        tail -n 5 "$work/log" >&2
+    else
+        printf '%s\n' "$recipe" >"$out/guest.recipe"
+    fi
+    rm -rf -- "$work"
+    ((status == 0)) || _inputs_fail "could not make the guest" || return
+    _inputs_took "guest with kernel, initrd and disk" "$began"
+}

@@ -1,0 +1,151 @@
+#!/usr/bin/env bash
+# cowvm is killed in the middle: no VM is lost, nothing half-made stays.
+#
+# Where it is killed is told by system calls, at their entry (strace --inject): each message to a
+# QEMU, each step in the file system.
+# shellcheck source=vmlib.sh disable=SC2317 # the tests are called by their names
+. "$(dirname "${BASH_SOURCE[0]}")/vmlib.sh"
+
+need_strace() {
+    need_tool strace
+    strace -o /dev/null true 2>/dev/null || skip "processes cannot be traced here"
+}
+
+# killed_at CALL N COMMAND...: 0 if it was killed there, 1 if it was through before.
+killed_at() {
+    local call=$1 n=$2 status=0
+    shift 2
+    # Only this process: its guard and the QEMUs are not traced.
+    strace -o "$WORK/trace" -e "trace=$call" -e "inject=$call:signal=KILL:when=$n" "$@" \
+        >"$WORK/killed.out" 2>&1 || status=$?
+    [ "$status" != 0 ] || return 1
+    grep -q 'killed by SIGKILL' "$WORK/trace" || fail "$*: $(cat "$WORK/killed.out")"
+}
+
+runs() { [ "$(status_of "$1" 2>/dev/null)" = running ]; }
+lives_on() {
+    eventually 30 runs golden
+    counts_on golden
+    assert_eq "$(ask golden get)" "prepared prepared"
+}
+# The copy is there, whole, or it is not.
+all_or_nothing() {
+    eventually 30 settled
+    nothing_hidden || fail "left behind: $(find "$MNT" -maxdepth 1 -name '.*')"
+    if [ -e "$MNT/copy" ]; then
+        assert_eq "$(status_of copy)" running "the copy"
+        assert_eq "$(ask copy get)" "prepared prepared"
+        "$COWVM" rm --force copy
+    fi
+    eventually 30 qemus_are 1
+    [ ! -e "$MNT/golden/snapshot.snap" ] || fail "a snapshot.snap beside a VM that runs"
+    [ ! -e "$MNT/golden/snapshot.snap.new" ] || fail "a half-made snapshot.snap"
+}
+
+test_fork() {
+    local call n
+    need_strace
+    up_with_guest
+    for call in sync_file_range sendmsg ioctl renameat,renameat2 unlinkat; do
+        # Far enough for every one of the command's own steps.
+        for n in {1..14}; do
+            killed_at "$call" "$n" "$COWVM" fork --keep-card golden copy || break
+            printf '%s %s\n' "$call" "$n"
+            all_or_nothing
+            eventually 30 runs golden
+        done
+        all_or_nothing
+        lives_on
+    done
+    down_with_guests
+}
+
+test_hibernate_and_resume() {
+    local call n
+    need_strace
+    up_with_guest
+    for call in sendmsg renameat,renameat2 fsync; do
+        for n in 1 2 3 4 5 6 7 8 9; do
+            killed_at "$call" "$n" "$COWVM" hibernate golden || break
+            printf 'hibernate %s %s\n' "$call" "$n"
+            # Either it runs on, or it sleeps.
+            eventually 30 settled
+            [ "$(state_of golden)" = running ] || "$COWVM" resume golden
+            eventually 30 runs golden
+            [ ! -e "$MNT/golden/snapshot.snap" ] || fail "a snapshot.snap beside a VM that runs"
+        done
+        [ "$(state_of golden)" = running ] || "$COWVM" resume golden
+        lives_on
+    done
+    for call in sendmsg unlinkat; do
+        for n in 1 2 3 4 5 6; do
+            [ "$(state_of golden)" != running ] || "$COWVM" hibernate golden
+            killed_at "$call" "$n" "$COWVM" resume golden || break
+            printf 'resume %s %s\n' "$call" "$n"
+            eventually 30 settled
+            [ "$(state_of golden)" = running ] || "$COWVM" resume golden
+            eventually 30 runs golden
+        done
+        lives_on
+    done
+    down_with_guests
+}
+# The guard is through.
+settled() { ! pgrep -x cowvm-guard >/dev/null; }
+
+# The guard dies, too: the next command that is at work on the VM lets it go on.
+test_without_guard() {
+    local pid
+    need_strace
+    up_with_guest
+    # Stopped (as by Ctrl-Z) where it clones: golden stands still.
+    strace -o /dev/null -e trace=ioctl -e inject=ioctl:signal=STOP:when=1 \
+        "$COWVM" fork golden copy &
+    eventually 30 stopped_fork
+    pid=$(pgrep -x cowvm)
+    kill -KILL "$(pgrep -x cowvm-guard)"
+    kill -KILL "$pid"
+    wait $! || true
+    "$COWVM" exec-qmp golden query-status | json '.running' >/dev/null || fail "it stands still"
+    lives_on
+    all_or_nothing
+    down_with_guests
+}
+# Not just at a system call that is traced.
+stopped_fork() {
+    local pid
+    pid=$(pgrep -x cowvm) || return 1
+    for _ in 1 2 3 4 5; do
+        grep -q '^State:.*[tT] ' "/proc/$pid/status" || return 1
+        sleep 0.1
+    done
+}
+
+# The daemon of cowfs is killed while a fork is under way. (Until it is restarted under a living
+# mount, running guests end with it; what was committed is there.)
+test_daemon_dies() {
+    need_strace
+    up_with_guest
+    "$COWVM" snapshot golden kept
+    sync -f "$MNT"
+    strace -o /dev/null -e trace=ioctl -e inject=ioctl:signal=STOP:when=1 \
+        "$COWVM" fork golden copy >"$WORK/fork.out" 2>&1 &
+    eventually 30 stopped_fork
+    kill_daemon
+    kill -CONT "$(pgrep -x cowvm)"
+    wait $! && fail "the fork was said to be done"
+    pkill -KILL -x qemu-system-x86 || true
+    eventually 30 no_process qemu-system-x86
+    eventually 30 no_process cowvm-guard
+    umount -l "$MNT"
+    mount_up
+    "$COWVM" reset golden kept
+    nothing_hidden || fail "left behind: $(find "$MNT" -maxdepth 1 -name '.*')"
+    "$COWVM" resume golden
+    lives_on
+    vms_are "golden golden@kept"
+    down_with_guests
+}
+no_process() { ! pgrep -x "$1" >/dev/null; }
+
+run_tests "$@"

@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# cowvm create, start, stop, rm, ls, hibernate, resume, snapshot and reset.
+# shellcheck source=vmlib.sh disable=SC2317 # the tests are called by their names
+. "$(dirname "${BASH_SOURCE[0]}")/vmlib.sh"
+
+test_hibernate() {
+    local before
+    up_with_guest
+    ask golden set slept
+    before=$(ask golden count)
+    expect 0 "$COWVM" hibernate golden
+    assert_eq "$OUT$ERR" ""
+    assert_eq "$(state_of golden)" saved
+    qemus_are 0 || fail "its process is there"
+    expect 1 "$COWVM" hibernate golden
+    assert_contains "$ERR" "does not run"
+    # It outlives the daemon.
+    unmount
+    rm -r "$COWVM_RUN"
+    mount_up
+    expect 0 "$COWVM" resume golden
+    assert_eq "$(state_of golden)" running
+    assert_ge "$(ask golden count)" "$before" "the count"
+    assert_eq "$(ask golden get)" "slept slept"
+    counts_on golden
+    expect 1 "$COWVM" resume golden
+    assert_contains "$ERR" "runs already"
+    down_with_guests
+    expect 1 "$COWVM" resume golden
+    assert_contains "$ERR" "was not hibernated"
+}
+
+# For a timer: the first call notes, a busy one stays, a stopped one uses nothing.
+test_idle() {
+    up_with_guest
+    "$COWVM" hibernate --idle 1 golden
+    ask golden fill 1
+    "$COWVM" hibernate --idle 1 golden
+    assert_eq "$(state_of golden)" running
+    "$COWVM" exec-qmp golden stop >/dev/null
+    "$COWVM" hibernate --idle 1 golden
+    sleep 1
+    "$COWVM" hibernate --idle 50 golden
+    assert_eq "$(state_of golden)" saved
+    # A timer names those that sleep already, too.
+    expect 0 "$COWVM" hibernate --idle 50 golden
+    "$COWVM" resume golden
+    counts_on golden
+    down_with_guests
+}
+
+test_snapshot_and_reset() {
+    local before uuid generation
+    up_with_guest
+    ask golden set first
+    before=$(ask golden count)
+    expect 0 "$COWVM" snapshot golden clean
+    assert_eq "$(state_of golden@clean)" saved
+    uuid=$(uuid_of golden)
+    generation=$(jq -r .generation "$MNT/golden/vm.json")
+    counts_on golden
+    ask golden set second
+    expect 1 "$COWVM" snapshot golden clean
+    assert_contains "$ERR" "exists already"
+    expect 0 "$COWVM" reset golden clean
+    assert_eq "$OUT$ERR" ""
+    assert_eq "$(state_of golden)" running
+    assert_eq "$(ask golden get)" "first first"
+    counts_on golden
+    # The same machine, but for what must not be drawn twice.
+    assert_eq "$(uuid_of golden)" "$uuid" "uuid"
+    [ "$(jq -r .generation "$MNT/golden/vm.json")" != "$generation" ] || fail "the same generation"
+    # Again, from one that is off; and the moment itself is not touched.
+    ask golden set third
+    "$COWVM" stop --now golden
+    expect 0 "$COWVM" reset golden clean
+    assert_eq "$(state_of golden)" saved
+    "$COWVM" resume golden
+    assert_eq "$(ask golden get)" "first first"
+    assert_le "$before" "$(ask golden count)"
+    expect 1 "$COWVM" reset golden missing
+    assert_contains "$ERR" "there is no such moment"
+    expect 2 "$COWVM" snapshot golden a/b
+    # Of one that is off: its disk.
+    "$COWVM" stop --now golden
+    expect 0 "$COWVM" snapshot golden off
+    assert_eq "$(state_of golden@off)" off
+    vms_are "golden golden@clean golden@off"
+    "$COWVM" rm golden@clean golden@off
+    vms_are golden
+    disk_clean golden
+}
+
+test_create() {
+    mount_up
+    create_guest new
+    assert_eq "$(state_of new)" off
+    assert_same "$COWFS_INPUTS/guest/disk.img" "$MNT/new/disk"
+    expect 1 create_guest new
+    assert_contains "$ERR" "exists already"
+    # A broken image: nothing is left.
+    qemu-img convert -O qcow2 "$COWFS_INPUTS/guest/disk.img" "$WORK/cut.qcow2"
+    truncate -s -5M "$WORK/cut.qcow2"
+    expect 1 "$COWVM" create bad --disk "$WORK/cut.qcow2"
+    assert_contains "$ERR" "damaged"
+    expect 1 "$COWVM" create bad --disk "$WORK/missing"
+    expect 2 "$COWVM" create bad
+    expect 2 "$COWVM" create bad --disk "$WORK/cut.qcow2" --memory 3
+    expect 1 "$COWVM" create ../bad/.hidden --disk "$WORK/cut.qcow2"
+    vms_are new
+    nothing_hidden
+    # As QEMU's own mistake is told.
+    "$COWVM" create odd --disk "$COWFS_INPUTS/guest/disk.img" -- -device no-such-device
+    expect 1 "$COWVM" start odd
+    assert_contains "$ERR" "no-such-device"
+    assert_eq "$(state_of odd)" off
+    # A VM copied by cp is one of its own.
+    cp -r "$MNT/new" "$MNT/copy"
+    "$COWVM" ls >/dev/null
+    [ "$(uuid_of new)" != "$(uuid_of copy)" ] || fail "one uuid"
+    "$COWVM" rm new copy odd
+    vms_are ""
+    assert_eq "$(names_in "$COWVM_RUN")" "" "what is left in the runtime directory"
+}
+
+test_ls_and_stop() {
+    up_with_guest
+    expect 0 "$COWVM" ls
+    [[ $OUT == *golden*running*256.0\ MiB*6379=127.0.0.1:* ]] || fail "ls: $OUT"
+    expect 1 "$COWVM" start golden
+    assert_contains "$ERR" "runs already"
+    expect 1 "$COWVM" rm golden
+    assert_contains "$ERR" "--force"
+    # This guest knows no power button.
+    expect 0 "$COWVM" stop --timeout 1 golden
+    assert_contains "$ERR" "is switched off"
+    assert_eq "$(state_of golden)" off
+    expect 0 "$COWVM" stop golden
+    expect 1 "$COWVM" exec-qmp golden query-status
+    assert_contains "$ERR" "does not run"
+    expect 1 "$COWVM" console golden
+    # A QEMU that was killed leaves a socket; that is no sign of life.
+    have_guest other
+    "$COWVM" resume other
+    kill -KILL "$(vm_json other pid)"
+    eventually 10 is_state other off
+    "$COWVM" start other
+    assert_eq "$(status_of other)" running
+    "$COWVM" stop --now other
+}
+
+run_tests "$@"
