@@ -110,7 +110,8 @@ def script(report, path):
     width = LEFT_PX + PLOT_PX + RIGHT_PX
     return "\n".join([
         *out,
-        f'set terminal svg size {width},{height} dynamic enhanced font "sans,11" background "white"',
+        f'set terminal svg size {width},{height} dynamic enhanced font "sans,11" '
+        'background "white"',
         f"set output {quoted(str(path))}",
         f'set title "{title}"',
         f"set lmargin at screen {LEFT_PX / width:.4f}",

@@ -84,8 +84,8 @@ class Line:
         if self.ratio is not None and self.ratio_of:
             ratio += f" ({self.ratio_of})"
         goal = f"{'≥' if self.goal[0] == '>=' else '≤'} {self.goal[1]:g}" if self.goal else "–"
-        return [f"{self.row} {self.row_name}", self.what, self._cell(self.subject), ", ".join(beside) or "–",
-                ratio, goal, self.verdict() or "–"]
+        return [f"{self.row} {self.row_name}", self.what, self._cell(self.subject),
+                ", ".join(beside) or "–", ratio, goal, self.verdict() or "–"]
 
     def as_dict(self):
         return {**dataclasses.asdict(self), "verdict": self.verdict().strip("*"),

@@ -35,8 +35,8 @@ def fragmented_clone(bench, target, size_bytes, writes):
 def clone_of_fragmented(bench):
     """bench_io fill golden, cp golden memory.snap, bench_io write memory.snap WRITES; then timed by
     bench_spawn, from posix_spawn to waitpid: cp memory.snap NEW (on the peers with
-    --reflink=always) and cowfs clone memory.snap NEW. Peers: XFS and btrfs on loop devices on tmpfs,
-    tmpfs."""
+    --reflink=always) and cowfs clone memory.snap NEW. Peers: XFS and btrfs on loop devices on
+    tmpfs, tmpfs."""
     s, box = bench.scale, bench.sandbox
     size_bytes = bench.scaled(1, "memory.snap", s.snap_bytes, box.fit(s.snap_bytes, 6.5))
     room = size_bytes * 2 + GIB

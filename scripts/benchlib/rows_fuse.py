@@ -205,7 +205,7 @@ def fault_in(bench):
 def scaling(bench):
     """bench_rand read|write direct 500 SEED FILE…: a thread a file, 4 KiB requests with O_DIRECT at
     random places; "one file": all threads on the same. Peer: passthrough_hp --nopassthrough
-    --nosplice, also with --direct-io."""
+    --nosplice, also with --direct-io, and that over io_uring."""
     s = bench.scale
     size_bytes = s.scaling_bytes
     room = 4 * size_bytes * 2 + GIB
@@ -214,8 +214,9 @@ def scaling(bench):
     with contextlib.ExitStack() as stack:
         own = [t for t in (bench.cowfs(stack, room),
                            bench.cowfs_variant(stack, 20, room, "io_uring")) if t]
-        peers = bench.passthrough(stack, 20, room, "nosplice", "direct-io")
-        for target in own + peers[:1]:
+        peers = bench.passthrough(stack, 20, room, "nosplice", "direct-io",
+                                  "io_uring, direct-io")
+        for target in own + peers[:1]:  # the peers are over one directory
             for n in range(4):
                 fill(bench, target.path(f"file{n}"), size_bytes, seed=n)
             target.sync()

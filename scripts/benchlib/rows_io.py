@@ -44,19 +44,18 @@ def end_of_a_chain(bench):
 
 
 def daemon_memory(bench):
-    """For each file: bench_io fill, bench_io write of 20,000 blocks, bench_io read; then the daemon's
-    /proc/PID/smaps_rollup. Rss counts pages shared with others (binary, mapped segments) in
-    full, Pss by share, Anonymous is what only the daemon's own heap holds."""
+    """For each file: bench_io fill, bench_io write of 20,000 blocks, bench_io read; then the
+    daemon's /proc/PID/smaps_rollup. Rss counts pages shared with others (binary, mapped
+    segments) in full, Pss by share, Anonymous is what only the daemon's own heap holds."""
     s = bench.scale
     bench.sandbox.need("row 7", s.unique_gib * GIB * 2)
     room = s.unique_gib * GIB + 2 * GIB
     found = {}
-    for name, make in (("cowfs", lambda k: bench.cowfs(k, room)),
-                       ("passthrough_hp", lambda k: (bench.passthrough(k, 7, room, "splice") or [None])[0])):
+    for make in (lambda k: [bench.cowfs(k, room)],
+                 lambda k: bench.passthrough(k, 7, room, "splice")):
         with contextlib.ExitStack() as stack:
-            target = make(stack)
-            if target:
-                found[name] = memory_steps(bench, target)
+            for target in filter(None, make(stack)):
+                found[target.name] = memory_steps(bench, target)
     steps = ["idle mount"] + [f"after writing, overwriting and reading {n} GiB"
                               for n in range(1, s.unique_gib + 1)] + ["3 s later"]
     for number, step in enumerate(steps):

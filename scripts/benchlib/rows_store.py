@@ -19,9 +19,9 @@ BLOCK_BYTES = 4096
 
 
 def growth_and_return(bench):
-    """cp golden clones/N (XFS, btrfs: --reflink=always) and bench_io write clones/N WRITES, for each
-    clone; statvfs of the tmpfs that holds the store (XFS, btrfs: of themselves). Then rm -rf clones,
-    statvfs every 2 ms."""
+    """cp golden clones/N (XFS, btrfs: --reflink=always) and bench_io write clones/N WRITES, for
+    each clone; statvfs of the tmpfs that holds the store (XFS, btrfs: of themselves). Then rm
+    -rf clones, statvfs every 2 ms."""
     s, box = bench.scale, bench.sandbox
     written = s.clones * s.clone_writes * BLOCK_BYTES
     size_bytes = bench.scaled(4, "the golden file", s.snap_bytes,
@@ -84,7 +84,8 @@ def delete_and_wait(target, limits, most_s=30):
 
 def tell_growth(bench, results, written, size_bytes):
     s, missing = bench.scale, bench.cowfs_missing
-    what = f"{s.clones} clones of {size_bytes >> 20} MiB, {s.clone_writes:,} random 4 KiB writes each"
+    what = f"{s.clones} clones of {size_bytes >> 20} MiB, {s.clone_writes:,} random 4 KiB writes " \
+           "each"
     for key, when in (("after", "right after the last fsync"),
                       ("settled", "once it stands still (XFS and btrfs: after a remount)")):
         samples = {n: [r[key] - r["before"]] for n, r in results.items()}

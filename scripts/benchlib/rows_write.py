@@ -15,9 +15,10 @@ SLICE_MS = 200
 
 
 def sustained(bench):
-    """bench_rand write direct|buffered 30000 SEED CLONE: 4 KiB at random places of a fresh clone, one
-    at a time. cowfs and XFS (cp --reflink=always, loop device on tmpfs), one after the other: what
-    piles up would be worked off in a pause. Steady: the last 10 s over the first 10 s."""
+    """bench_rand write direct|buffered 30000 SEED CLONE: 4 KiB at random places of a fresh clone,
+    one at a time. cowfs and XFS (cp --reflink=always, loop device on tmpfs), one after the
+    other: what piles up would be worked off in a pause. Steady: the last 10 s over the first 10
+    s."""
     s = bench.scale
     size_bytes = bench.scaled(ROW_SUSTAINED, "the file", s.snap_bytes,
                               bench.sandbox.fit(s.snap_bytes, 2.5))
@@ -98,8 +99,8 @@ def first_write(bench):
 
 
 def fsync_latency(bench):
-    """bench_rand fsync buffered 2000 SEED FILE…: write 4 KiB at a random place and fsync, a thread a
-    file, 1 and 8 threads. cowfs's store lies on the XFS (loop device on tmpfs) that it stands
+    """bench_rand fsync buffered 2000 SEED FILE…: write 4 KiB at a random place and fsync, a thread
+    a file, 1 and 8 threads. cowfs's store lies on the XFS (loop device on tmpfs) that it stands
     beside."""
     s = bench.scale
     file_bytes, threads = 32 * MIB, (1, 8)
@@ -116,7 +117,7 @@ def fsync_latency(bench):
             for target in rotated((own, xfs), number):
                 for count in threads:
                     files = [target.path(f"file{n}") for n in range(count)]
-                    got = random_io(bench, "fsync", "buffered", 1000 if s.quick else 2000, number, *files)
+                    got = random_io(bench, "fsync", "buffered", s.fsync_ms, number, *files)
                     results.setdefault((count, target.name), []).append(got)
     for count in threads:
         of = f"{count} thread{'s' * (count > 1)}, a file each"
@@ -157,9 +158,9 @@ class PeakMemory:
 def seal(bench):
     """Import: `cp` of a file on tmpfs into the mount (seal=off), unique and again, and the same cp
     onto tmpfs. Sealing: `cowfs seal FILE`, of that unique file and of its copy. Memory: the
-    daemon's VmHWM, reset before. Foreground: bench_rand read direct 200 on a sealed file in slices of
-    0.2 s, in a mount with seal_delay=1, while a second, unsealed file is there for the
-    sealer (`cowfs df` says whether it was at work) and after."""
+    daemon's VmHWM, reset before. Foreground: bench_rand read direct 200 on a sealed file in
+    slices of 0.2 s, in a mount with seal_delay=1, while a second, unsealed file is there for
+    the sealer (`cowfs df` says whether it was at work) and after."""
     import_and_seal(bench)
     foreground(bench)
 

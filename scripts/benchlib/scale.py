@@ -36,6 +36,7 @@ class Scale:
     vms: int                # vms
     vm_rounds: int          # vms: the mount times are one sample a round
     sustained_s: int        # sustained: seconds of writing
+    fsync_ms: int           # fsync: each turn
     seal_files: int         # seal: files given to the sealer while others are read
 
 
@@ -46,7 +47,7 @@ def full(rounds):
                  image_mib=1536, memory_mib=512, unique_gib=4, qd1_ops=20_000, qd16_ops=80_000,
                  buffered_ops=100_000, density_bytes=GIB, density_clones=16,
                  scaling_bytes=GIB // 4, dirty_pages=50_000, stall_pages=100_000, vms=10_000,
-                 vm_rounds=3, sustained_s=30, seal_files=3)
+                 vm_rounds=3, sustained_s=30, fsync_ms=2000, seal_files=3)
 
 
 def quick(rounds):
@@ -56,4 +57,4 @@ def quick(rounds):
                  image_mib=256, memory_mib=128, unique_gib=1, qd1_ops=8_000, qd16_ops=20_000,
                  buffered_ops=25_000, density_bytes=GIB // 4, density_clones=16,
                  scaling_bytes=GIB // 16, dirty_pages=25_000, stall_pages=50_000, vms=1000,
-                 vm_rounds=2, sustained_s=6, seal_files=2)
+                 vm_rounds=2, sustained_s=6, fsync_ms=1000, seal_files=2)
