@@ -59,13 +59,13 @@ struct mount {
     struct service *service;
     struct fs *fs;
     struct fuse_session *session;
-    struct rings *rings; /* or NULL: requests come over /dev/fuse */
-    unsigned slot;       /* which one of the store's: of lookup counts, open files */
-    bool view;           /* read-only, beside another mount that may change the store */
-    bool writeback;      /* as asked for; after init: as granted */
-    bool passthrough;    /* the same */
-    int no_passthrough;  /* asked for and granted, but a negative errno of backings_try */
-    double timeout_s;    /* how long the kernel may keep attributes and names */
+    struct rings *rings;       /* or NULL: requests come over /dev/fuse */
+    unsigned slot;             /* which one of the store's: of lookup counts, open files */
+    bool view;                 /* read-only, beside another mount that may change the store */
+    bool writeback;            /* as asked for; after init: as granted */
+    bool passthrough;          /* the same */
+    atomic_int no_passthrough; /* asked for and granted, but a negative errno of backings_try */
+    double timeout_s;          /* how long the kernel may keep attributes and names */
     unsigned max_read_bytes;
     struct seeker *seeker;
     sem_t initialised; /* posted by init */
