@@ -89,7 +89,10 @@ struct rbuf {
 
 static inline struct rbuf rbuf_of(const void *data, size_t n)
 {
-    return (struct rbuf){.p = data, .end = (const uint8_t *)data + n, .bad = false};
+    /* An empty record may come as NULL, to which C lets nobody add even 0. */
+    static const uint8_t nothing;
+    const uint8_t *p = n ? data : &nothing;
+    return (struct rbuf){.p = p, .end = p + n, .bad = false};
 }
 
 static inline size_t rbuf_left(const struct rbuf *r)

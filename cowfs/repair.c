@@ -189,7 +189,7 @@ static int one_round(struct repair *r)
     return error ? error : repair_meta(r);
 }
 
-static int repair_database(struct repair *r, struct errmsg *err)
+int repair_database(struct repair *r, struct errmsg *err)
 {
     int error = check(r, true, &r->report->before);
     if (error)

@@ -39,6 +39,8 @@ struct repair {
 
 /* ---- repair.c ---- */
 
+/* All of it, up to the commit: puts what has to be different into r->db. */
+int repair_database(struct repair *r, struct errmsg *err);
 /* Tells of one thing that is done. */
 void repair_did(struct repair *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* A reader of the database as it is now, for one part. Findings are not told. */
