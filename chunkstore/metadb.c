@@ -261,3 +261,8 @@ int metadb_compact(struct metadb *db)
         return -EROFS;
     return db->rocks ? rocks_compact(db->rocks) : 0;
 }
+
+bool metadb_lost_commits(const struct metadb *db)
+{
+    return db->rocks && rocks_lost_commits(db->rocks);
+}

@@ -43,6 +43,7 @@ struct metadb_options {
     bool create;              /* make the database if it is missing */
     bool read_only;           /* open without writing anything (fsck) */
     bool in_memory;           /* no RocksDB below: for unit tests */
+    bool accept_loss;         /* open although durable commits are missing (repair) */
     size_t block_cache_bytes; /* 0: a small default */
 };
 
@@ -57,6 +58,9 @@ struct metadb_value {
  * Not before a fork: RocksDB's threads do not survive one. */
 int metadb_open(const char *path, const struct metadb_options *options, struct metadb **out,
                 struct errmsg *err);
+/* Durable commits are missing: the database's log is damaged. Only with accept_loss;
+ * else such a database is refused, -EUCLEAN. */
+bool metadb_lost_commits(const struct metadb *db);
 /* Drops what was not committed, closes, frees. NULL is allowed. */
 void metadb_close(struct metadb *db);
 

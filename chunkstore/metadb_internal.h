@@ -8,6 +8,7 @@
  *   metadb_rocks.c    RocksDB: options, errors, opening, reading
  *   metadb_write.c    RocksDB: writing, and recovery from failed writes
  *   metadb_files.c    the database's directory: size, reserve file, WAL marks
+ *   metadb_durable.c  how far the database had come, in a file of its own
  */
 #ifndef CHUNKSTORE_METADB_INTERNAL_H
 #define CHUNKSTORE_METADB_INTERNAL_H
@@ -115,6 +116,15 @@ int reserve_make(const char *path);
 /* True if space was freed. */
 bool reserve_drop(const char *path);
 
+/* ---- the number of the last commit (metadb_durable.c) ---- */
+
+/* A descriptor, or a negative errno, which the other calls take for "nothing". */
+int durable_open(const char *path, bool read_only);
+/* 0: nothing is known. */
+uint64_t durable_read(int fd);
+void durable_note(int fd, uint64_t sequence);
+void durable_close(int fd);
+
 /* ---- RocksDB (metadb_rocks.c, metadb_write.c) ---- */
 
 struct rocks;
@@ -136,6 +146,8 @@ int rocks_scan(struct rocks *rocks, const void *lower, size_t lower_len, const v
 /* One synced WriteBatch. Calls are serialised by the caller. */
 int rocks_write(struct rocks *rocks, const struct overlay *overlay);
 int rocks_compact(struct rocks *rocks);
+/* Commits that were durable are missing (and options allowed that). */
+bool rocks_lost_commits(const struct rocks *rocks);
 
 /* ---- the public object (metadb.c) ---- */
 

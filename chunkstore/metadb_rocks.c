@@ -217,6 +217,27 @@ static int check_directory(const char *path, const struct metadb_options *option
     return 0;
 }
 
+/* Is all there that was durable once? */
+static int check_durable(struct rocks *rocks, const struct metadb_options *options,
+                         struct errmsg *err)
+{
+    rocks->durable_fd = durable_open(rocks->path, options->read_only);
+    uint64_t wanted = durable_read(rocks->durable_fd);
+    uint64_t found = rocksdb_get_latest_sequence_number(rocks->handle);
+    rocks->lost_commits = found < wanted;
+    if (!rocks->lost_commits || options->accept_loss)
+        return 0;
+    return errmsg_set(err, -EUCLEAN,
+                      "metadata database %s is damaged: its log ends early, and the last %llu "
+                      "changes that were durable are lost",
+                      rocks->path, (unsigned long long)(wanted - found));
+}
+
+bool rocks_lost_commits(const struct rocks *rocks)
+{
+    return rocks->lost_commits;
+}
+
 int rocks_open(const char *path, const struct metadb_options *options, struct rocks **out,
                struct errmsg *err)
 {
@@ -226,6 +247,7 @@ int rocks_open(const char *path, const struct metadb_options *options, struct ro
         return error;
     struct rocks *rocks = g_new0(struct rocks, 1);
     rocks->path = g_strdup(path);
+    rocks->durable_fd = -1;
     writer_first_rwlock_init(&rocks->lock);
     error = make_options(rocks, options, err);
     if (!error)
@@ -233,6 +255,8 @@ int rocks_open(const char *path, const struct metadb_options *options, struct ro
     /* The last process may have left a full file system behind. */
     if (error == -ENOSPC && !options->read_only)
         error = rocks_open_when_full(rocks, err);
+    if (!error)
+        error = check_durable(rocks, options, err);
     if (error) {
         rocks_close(rocks);
         return error;
@@ -255,6 +279,7 @@ void rocks_close(struct rocks *rocks)
     if (!rocks)
         return;
     rocks_close_handle(rocks);
+    durable_close(rocks->durable_fd);
     if (rocks->write_options)
         rocksdb_writeoptions_destroy(rocks->write_options);
     if (rocks->read_options)

@@ -32,6 +32,8 @@ struct rocks {
     rocksdb_t *handle;
     int open_error;
     bool has_reserve;
+    bool lost_commits;
+    int durable_fd;       /* metadb_durable.c */
     struct wal_mark mark; /* for the next write, serialised as in 2; number 0: to be taken */
     char *path;
     rocksdb_options_t *options;

@@ -129,6 +129,8 @@ int rocks_write(struct rocks *rocks, const struct overlay *overlay)
         error = try_write(rocks, batch);
     }
     rocksdb_writebatch_destroy(batch);
+    if (!error)
+        durable_note(rocks->durable_fd, rocksdb_get_latest_sequence_number(rocks->handle));
     if (!error && rocks->state == ROCKS_RESCUED)
         end_rescue(rocks);
     /* After a failure, too: the log was cut back, and others who want space

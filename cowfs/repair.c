@@ -145,7 +145,7 @@ static int repair_meta(struct repair *r)
         return error;
     struct meta meta = {
         /* Not in order if that is not known: then the next opening has a look. */
-        .clean = had && old.clean,
+        .clean = had && old.clean && !r->commits_lost,
         .next_ino = max_u64(old.next_ino, r->next_ino),
         .next_node_id = max_u64(old.next_node_id, r->next_node),
         .inode_count = t.inodes,
@@ -155,7 +155,8 @@ static int repair_meta(struct repair *r)
     struct wbuf record = {0}, old_record = {0};
     meta_encode(&meta, &record);
     meta_encode(&old, &old_record);
-    bool same = had && record.len == old_record.len &&
+    /* If commits are lost there has to be one that notes it. */
+    bool same = had && !r->commits_lost && record.len == old_record.len &&
                 memcmp(record.data, old_record.data, record.len) == 0;
     wbuf_free(&old_record);
     if (same) {
@@ -198,7 +199,15 @@ int repair_database(struct repair *r, struct errmsg *err)
                           "repaired",
                           r->path, g_strerror(-error));
     struct fsck_report after = r->report->before;
-    for (unsigned i = 0; i < ROUNDS && !is_sound(&after); i++) {
+    bool lost = r->commits_lost;
+    if (lost) {
+        r->report->before.count[FSCK_DATABASE]++;
+        r->report->before.errors++;
+        repair_did(r,
+                   "the database's log is damaged: its last commits are lost. What they changed is "
+                   "what it was before; what they freed is an error to read");
+    }
+    for (unsigned i = 0; i < ROUNDS && (!is_sound(&after) || (lost && i == 0)); i++) {
         error = one_round(r);
         /* The segment without bytes has no file then. */
         if (!error && r->options->dry_run && r->void_segment)
@@ -246,11 +255,12 @@ static bool is_empty(struct repair *r)
 
 static int repair_locked(struct repair *r, struct errmsg *err)
 {
-    struct metadb_options options = {.read_only = r->options->dry_run};
+    struct metadb_options options = {.read_only = r->options->dry_run, .accept_loss = true};
     g_autofree char *path = g_build_filename(r->path, FS_METADB_DIR, NULL);
     int error = metadb_open(path, &options, &r->db, err);
     if (error)
         return error;
+    r->commits_lost = metadb_lost_commits(r->db);
     r->next_ino = ROOT_INO + 1;
     r->next_node = 1;
     r->report->before.complete = true;

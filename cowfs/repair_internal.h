@@ -29,6 +29,7 @@ struct repair {
     /* Some record that refers to inodes or nodes is lost: what nothing refers to
      * is given back to the user, not freed. */
     bool records_lost;
+    bool commits_lost; /* by the database: metadb_lost_commits */
     uint64_t next_ino, next_node;
     uint32_t next_segment;
     /* The segment without bytes, 0: not needed yet, and nodes of each level that

@@ -37,6 +37,8 @@ struct segment_file {
 struct mapper {
     struct repair *r;
     struct fsck *f;
+    int fd; /* of the segment that was looked into last, -1: none */
+    uint32_t fd_id;
     GHashTable *nodes; /* &id -> struct node_info */
     GHashTable *files; /* &id -> struct segment_file */
 };
@@ -204,6 +206,27 @@ static bool chunk_exists(struct mapper *m, chunk_t chunk)
     return id && slot < SEGMENT_HOME_SLOTS && slot < slots_of(m, id);
 }
 
+/*
+ * Where durable commits are lost, a chunk that is mapped may have been freed and
+ * punched by one of them. Chunks of zeros are not stored unless reserved, so a
+ * chunk that is a hole below was.
+ */
+static bool was_punched(struct mapper *m, uint64_t entry)
+{
+    uint32_t id = (uint32_t)(ENTRY_CHUNK(entry) >> 32);
+    off_t offset = (off_t)((uint32_t)entry * (uint64_t)m->r->sb.chunk_bytes);
+    if (!m->r->commits_lost || entry & ENTRY_RESERVED)
+        return false;
+    if (m->fd < 0 || m->fd_id != id) {
+        if (m->fd >= 0)
+            close(m->fd);
+        m->fd = fsck_open_segment(m->f, id);
+        m->fd_id = id;
+    }
+    off_t data = m->fd < 0 ? -1 : lseek(m->fd, offset, SEEK_DATA);
+    return data < 0 || data >= offset + (off_t)m->r->sb.chunk_bytes;
+}
+
 /* Replaces what leads nowhere; *replaced: how many entries. */
 static int mend_entries(struct mapper *m, unsigned level, uint64_t *entries, unsigned *replaced)
 {
@@ -218,7 +241,7 @@ static int mend_entries(struct mapper *m, unsigned level, uint64_t *entries, uns
                 continue;
             error = void_node(m, level - 1, &entries[i]);
         } else {
-            if (chunk_exists(m, ENTRY_CHUNK(entries[i])))
+            if (chunk_exists(m, ENTRY_CHUNK(entries[i])) && !was_punched(m, entries[i]))
                 continue;
             error = void_segment(m);
             entries[i] = void_entry(m->r, i);
@@ -478,6 +501,7 @@ int repair_maps(struct repair *r)
     struct mapper m = {
         .r = r,
         .f = repair_reader_new(r, "repairing maps"),
+        .fd = -1,
         .nodes = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, g_free),
         .files = g_hash_table_new_full(g_int_hash, g_int_equal, NULL, g_free),
     };
@@ -488,6 +512,8 @@ int repair_maps(struct repair *r)
         error = mend_inodes(&m);
     if (!error)
         error = mend_unreferenced(&m);
+    if (m.fd >= 0)
+        close(m.fd);
     g_hash_table_destroy(m.nodes);
     g_hash_table_destroy(m.files);
     repair_reader_free(m.f);

@@ -225,6 +225,115 @@ START_TEST(flipped_bits_in_a_table_are_noticed)
 }
 END_TEST
 
+/* The database's log, which nothing has flushed yet, of five commits. */
+static char *five_commits(GBytes **durable_before)
+{
+    struct metadb *db = open_db(ROCKS);
+    g_autofree char *durable = g_build_filename(path, "durable", NULL);
+    char *before;
+    gsize len;
+    for (uint64_t n = 0; n < 5; n++) {
+        if (n == 4) {
+            ck_assert(g_file_get_contents(durable, &before, &len, NULL));
+            *durable_before = g_bytes_new_take(before, len);
+        }
+        char value[200] = "some bytes to be long";
+        put_number(db, n, value, sizeof(value));
+        commit(db);
+    }
+    metadb_close(db);
+    return find_file("", ".log");
+}
+
+START_TEST(flipped_bits_in_the_log_are_noticed)
+{
+    GBytes *before;
+    g_autofree char *victim = five_commits(&before);
+    g_autofree char *bytes = NULL;
+    gsize len;
+    struct errmsg err;
+    struct metadb *db;
+    ck_assert(g_file_get_contents(victim, &bytes, &len, NULL));
+    g_bytes_unref(before);
+    for (gsize at = 0; at < len; at += 41) {
+        bytes[at] ^= 4;
+        ck_assert(g_file_set_contents(victim, bytes, (gssize)len, NULL));
+        bytes[at] ^= 4;
+        /* Read-only, so that the log stays what it is. */
+        int error = try_open(false, true, &db, &err);
+        ck_assert_msg(error == -EUCLEAN, "at %d: %d %s", (int)at, error, err.text);
+        ck_assert_ptr_nonnull(strstr(err.text, path));
+    }
+    /* By repair it can be opened, and what it has left is there. */
+    bytes[len / 2] ^= 4;
+    ck_assert(g_file_set_contents(victim, bytes, (gssize)len, NULL));
+    ck_assert_int_eq(try_open(false, false, &db, &err), -EUCLEAN);
+    struct metadb_options options = {.accept_loss = true};
+    struct metadb_value value;
+    ck_assert_int_eq(metadb_open(path, &options, &db, &err), 0);
+    ck_assert(metadb_lost_commits(db));
+    ck_assert_int_eq(get_number(db, 0, &value), 0);
+    metadb_value_free(&value);
+    ck_assert_int_eq(get_number(db, 4, &value), -ENOENT);
+    /* With the next commit that is how it is. */
+    put(db, "k", "v");
+    commit(db);
+    metadb_close(db);
+    db = open_db(ROCKS);
+    ck_assert(!metadb_lost_commits(db));
+    assert_value(db, "k", "v");
+    metadb_close(db);
+}
+END_TEST
+
+/* What a power cut leaves of a commit that was not durable. */
+START_TEST(a_torn_end_of_the_log_is_no_damage)
+{
+    GBytes *before;
+    g_autofree char *victim = five_commits(&before);
+    g_autofree char *durable = g_build_filename(path, "durable", NULL);
+    g_autofree char *bytes = NULL;
+    gsize len;
+    struct metadb_value value;
+    ck_assert(g_file_get_contents(victim, &bytes, &len, NULL));
+    for (unsigned way = 0; way < 2; way++) {
+        if (way == 1) /* all of its length, but not its bytes */
+            memset(bytes + len - 100, 0x55, 100);
+        ck_assert(g_file_set_contents(victim, bytes, (gssize)(way ? len : len - 10), NULL));
+        ck_assert(g_file_set_contents(durable, g_bytes_get_data(before, NULL),
+                                      (gssize)g_bytes_get_size(before), NULL));
+        struct metadb_options options = {.read_only = true};
+        struct metadb *db;
+        struct errmsg err;
+        ck_assert_int_eq(metadb_open(path, &options, &db, &err), 0);
+        ck_assert_int_eq(get_number(db, 3, &value), 0);
+        metadb_value_free(&value);
+        ck_assert_int_eq(get_number(db, 4, &value), -ENOENT);
+        metadb_close(db);
+    }
+    g_bytes_unref(before);
+}
+END_TEST
+
+START_TEST(a_damaged_note_of_the_last_commit_says_nothing)
+{
+    GBytes *before;
+    g_autofree char *log = five_commits(&before);
+    g_autofree char *durable = g_build_filename(path, "durable", NULL);
+    gsize len;
+    const char *bytes = g_bytes_get_data(before, &len);
+    for (gsize at = 0; at < len; at++) {
+        g_autofree char *changed = g_memdup2(bytes, len);
+        changed[at] ^= 0x40;
+        ck_assert(g_file_set_contents(durable, changed, (gssize)len, NULL));
+        metadb_close(open_db(ROCKS));
+    }
+    ck_assert_int_eq(unlink(durable), 0);
+    metadb_close(open_db(ROCKS));
+    g_bytes_unref(before);
+}
+END_TEST
+
 /* ---- a full file system ---- */
 
 /* False: not permitted here. The mount is seen by this process only. */
@@ -430,6 +539,9 @@ static Suite *make_suite(void)
     tcase_add_test(tcase, read_only_writes_nothing);
     tcase_add_loop_test(tcase, damage_is_refused_and_named, 0, G_N_ELEMENTS(damages));
     tcase_add_test(tcase, flipped_bits_in_a_table_are_noticed);
+    tcase_add_test(tcase, flipped_bits_in_the_log_are_noticed);
+    tcase_add_test(tcase, a_torn_end_of_the_log_is_no_damage);
+    tcase_add_test(tcase, a_damaged_note_of_the_last_commit_says_nothing);
     tcase_add_loop_test(tcase, full_file_system_loses_nothing, 0, 1);
     tcase_add_loop_test(tcase, full_file_system_loses_nothing, 100, 101);
     tcase_add_test(tcase, reserve_serves_a_small_commit);
