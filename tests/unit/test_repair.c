@@ -376,7 +376,7 @@ static void damage_at_random(GRand *random)
     g_ptr_array_free(keys, TRUE);
 }
 
-enum { SEEDS = 12, ROUNDS = 6 };
+enum { SEEDS = 6, ROUNDS = 4 };
 
 START_TEST(any_damage_can_be_repaired)
 {
