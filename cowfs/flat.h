@@ -35,7 +35,7 @@ const char *flat_verdict_text(enum flat_verdict verdict);
  * *fd: the segment's file, with exactly the size of the inode; the store's, valid
  * until flat_unpin. *home: the segment's id, the same for all files that share it:
  * what a table of backing ids is keyed by.
- * -EINVAL if the file is not flat.
+ * -EINVAL if the file is not flat, or each read is to be verified.
  */
 int flat_pin(struct inode *inode, int *fd, uint32_t *home);
 void flat_unpin(struct fs *fs, uint32_t home);
