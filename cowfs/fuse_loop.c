@@ -24,9 +24,11 @@ enum { WRITE_HEADER_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_w
  * The kernel wakes those who wait in read(2) in turn, so sixteen of them would
  * take requests that come one by one on sixteen cold stacks. Therefore only a few
  * wait there; others that have nothing to do are parked, last in first out, until
- * one takes a request and leaves nobody waiting.
+ * one takes a request and leaves nobody waiting. With two instead of four, several
+ * synchronous readers had a worker parked and called for nearly every request, at
+ * half the speed (docs/DESIGN.md, Scaling).
  */
-enum { WAITING_MAX = 2 };
+enum { WAITING_MAX = 4 };
 
 struct worker {
     struct fuse_loop *loop;
