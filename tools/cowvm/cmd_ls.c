@@ -120,7 +120,9 @@ static void print_line(struct listing *l, json_t *o)
     print_bytes(o, "own_bytes");
     print_bytes(o, "shared_bytes");
     json_object_foreach(json_object_get(o, "forwards"), key, value)
+    {
         printf("  %s=127.0.0.1:%d", key, (int)json_integer_value(value));
+    }
     putchar('\n');
 }
 

@@ -58,8 +58,10 @@ static void add_network(GPtrArray *words, const struct vm *vm)
         return;
     GString *user = g_string_new("user,id=net0");
     json_array_foreach(json_object_get(vm->config, "forward"), i, port)
+    {
         /* Port 0 here: the kernel chooses a free one. */
         g_string_append_printf(user, ",hostfwd=tcp:127.0.0.1:0-:%d", (int)json_integer_value(port));
+    }
     add_pair(words, "-netdev", user->str);
     g_string_free(user, TRUE);
     add_pair(words, "-device", "pcie-root-port,id=port0,chassis=1");
@@ -121,7 +123,9 @@ static GPtrArray *command_line(const struct vm *vm, const struct qemu_options *o
     if (o->incoming)
         add_pair(words, "-incoming", "defer");
     json_array_foreach(json_object_get(vm->config, "qemu_options"), i, word)
+    {
         add(words, "%s", json_string_value(word));
+    }
     for (char *const *extra = o->extra; extra && *extra; extra++)
         add(words, "%s", *extra);
     g_ptr_array_add(words, NULL);
