@@ -381,7 +381,6 @@ static void (*const holes[])(void) = {punch, zero, cut};
 
 START_TEST(a_hole_where_something_was)
 {
-    g_autofree uint8_t *zeros = g_malloc0(BIG);
     import(file, BIG, 1);
     holes[_i]();
     assert_not_flat(file, FLAT_ELSEWHERE);
