@@ -318,6 +318,7 @@ END_TEST
 START_TEST(a_damaged_note_of_the_last_commit_says_nothing)
 {
     GBytes *before;
+    g_free(five_commits(&before));
     g_autofree char *durable = g_build_filename(path, "durable", NULL);
     gsize len;
     const char *bytes = g_bytes_get_data(before, &len);
