@@ -38,6 +38,7 @@ int durable_open(const char *path, bool read_only)
     g_autofree char *name = g_build_filename(path, "durable", NULL);
     int flags = read_only ? O_RDONLY : O_RDWR | O_CREAT;
     int fd = open(name, flags | O_CLOEXEC, 0600);
+    /* cppcheck-suppress resourceLeak ; the caller's */
     return fd < 0 ? -errno : fd;
 }
 

@@ -88,10 +88,10 @@ int node_copy(struct node_cache *cache, struct node *node, struct node **out);
 /* Sets count entries from index to first, first+1, ... (0: holes). The caller
  * moves the counts. The node must be changeable (invariant 1). */
 void node_set_run(struct node *n, unsigned index, unsigned count, uint64_t first);
-/* The sealer's exchange: replaces n entries from `index` on by `value`,
+/* The sealer's exchange: replaces `count` entries from `index` on by `value`,
  * `value` + 1, ... if all still are `expected`, `expected` + 1, ... Returns whether
  * it did. */
-bool node_exchange(struct node *node, unsigned index, unsigned n, uint64_t expected,
+bool node_exchange(struct node *n, unsigned index, unsigned count, uint64_t expected,
                    uint64_t value);
 
 /* One owner less for a node of that level; the last one frees it and, in

@@ -9,7 +9,7 @@ CHUNK=4096
 # flip FILE INDEX: a byte of that chunk of the file, found by its second line, changes below the store.
 flip() {
     local at marker
-    marker=$(dd if="$1" bs=$CHUNK skip="$2" count=1 status=none | sed -n 2p)
+    marker=$(dd if="$1" bs="$CHUNK" skip="$2" count=1 status=none | sed -n 2p)
     at=$(grep -obUaF -m 1 -- "$marker" "$STORE/segments/00000001" | cut -d: -f1)
     printf 'X' | dd of="$STORE/segments/00000001" bs=1 seek=$((at + 100)) conv=notrunc status=none
 }
@@ -67,7 +67,7 @@ test_damage() {
     mount_again
     ! cat "$MNT/a" >"$WORK/out" 2>"$WORK/err" || fail "damaged bytes were read"
     assert_contains "$(<"$WORK/err")" "Input/output error"
-    ! dd if="$MNT/d/clone of a" of=/dev/null bs=$CHUNK skip=20 count=1 status=none 2>/dev/null ||
+    ! dd if="$MNT/d/clone of a" of=/dev/null bs="$CHUNK" skip=20 count=1 status=none 2>/dev/null ||
         fail "damaged bytes were read"
     # All but that chunk is what it was.
     cmp -n $((20 * CHUNK)) "$WORK/a" "$MNT/a"
@@ -78,7 +78,7 @@ test_damage() {
     assert_contains "$OUT" "2 chunks are known to be damaged"
     mount_up seal=off
     # Healed by writing: the one, and not the other.
-    dd if="$WORK/a" of="$MNT/a" bs=$CHUNK skip=20 seek=20 count=1 conv=notrunc,fsync status=none
+    dd if="$WORK/a" of="$MNT/a" bs="$CHUNK" skip=20 seek=20 count=1 conv=notrunc,fsync status=none
     assert_same "$WORK/a" "$MNT/a"
     expect 4 "$COWFS" scrub "$MNT"
     [[ $OUT != *"$MNT/a:"* ]] || fail "still damaged: $OUT"
@@ -95,7 +95,7 @@ test_verify() {
     mount_again verify
     cmp -n $((20 * CHUNK)) "$WORK/a" "$MNT/a"
     ! cat "$MNT/a" >/dev/null 2>&1 || fail "damaged bytes were read"
-    ! dd if="$MNT/a" of=/dev/null bs=$CHUNK skip=20 count=1 status=none 2>/dev/null ||
+    ! dd if="$MNT/a" of=/dev/null bs="$CHUNK" skip=20 count=1 status=none 2>/dev/null ||
         fail "damaged bytes were read"
     cmp -i $((21 * CHUNK)) "$WORK/a" "$MNT/a"
     # It is known without the option, too, from then on.
