@@ -376,31 +376,46 @@ int counts_exclusive_run(struct counts *c, uint64_t first, uint32_t n, bool *exc
     return error;
 }
 
-int counts_seal(struct counts *c, uint64_t first, uint32_t n)
+/* Up to the first that is sealed already. */
+static unsigned seal_part(struct shard *s, struct count_group *g, struct part p)
 {
-    for (uint32_t done = 0; done < n;) {
-        struct part p = part_of(first + done, n - done);
+    unsigned n = 0;
+    while (n < p.n && !(group_flag(g, p.index + n) & FLAG_SEALED))
+        n++;
+    if (n == 0)
+        return 0;
+    size_t before = group_bytes(g);
+    make_dirty(s, g);
+    if (n == COUNT_GROUP && !g->flags && !g->counts && g->count > 0) {
+        g->flag |= FLAG_SEALED;
+    } else {
+        group_expand_flags(g);
+        for (unsigned i = p.index; i < p.index + n; i++)
+            if (group_count(g, i) > 0)
+                g->flags[i] |= FLAG_SEALED;
+    }
+    s->bytes += group_bytes(g) - before;
+    return n;
+}
+
+int counts_seal(struct counts *c, uint64_t first, uint32_t n, uint32_t *sealed)
+{
+    *sealed = 0;
+    while (*sealed < n) {
+        struct part p = part_of(first + *sealed, n - *sealed);
         struct shard *s = shard_of(c, p.group_id);
         struct count_group *g;
+        unsigned done = 0;
         pthread_mutex_lock(&s->lock);
         int error = shard_get(c, s, p.group_id, &g);
-        if (!error) {
-            size_t before = group_bytes(g);
-            make_dirty(s, g);
-            if (p.n == COUNT_GROUP && !g->flags && !g->counts && g->count > 0) {
-                g->flag |= FLAG_SEALED;
-            } else {
-                group_expand_flags(g);
-                for (unsigned i = p.index; i < p.index + p.n; i++)
-                    if (group_count(g, i) > 0)
-                        g->flags[i] |= FLAG_SEALED;
-            }
-            s->bytes += group_bytes(g) - before;
-        }
+        if (!error)
+            done = seal_part(s, g, p);
         pthread_mutex_unlock(&s->lock);
         if (error)
             return error;
-        done += p.n;
+        *sealed += done;
+        if (done < p.n)
+            break;
     }
     return 0;
 }

@@ -72,8 +72,11 @@ int counts_exclusive_run(struct counts *c, uint64_t first, uint32_t n, bool *exc
 int counts_alike_run(struct counts *c, uint64_t first, uint32_t n, struct count_info *info,
                      uint32_t *alike);
 
-/* Marks chunks that have an owner as sealed. The caller excludes writers. */
-int counts_seal(struct counts *c, uint64_t first, uint32_t n);
+/* Marks chunks that have an owner as sealed, from `first` on, up to the first that is
+ * sealed already: *sealed of them, at most n. So two who seal at the same time never both
+ * have marked one. On an error *sealed are marked all the same. The caller excludes
+ * writers. */
+int counts_seal(struct counts *c, uint64_t first, uint32_t n, uint32_t *sealed);
 
 /* Takes the mark back from chunks that were not entered in the index, as far as
  * they still have an owner. */

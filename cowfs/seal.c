@@ -100,13 +100,21 @@ static int mark(struct batch *b, uint64_t index, uint64_t limit, uint64_t *next)
         error = counts_alike_run(fs->chunk_counts, e.chunk, n, &info, &n);
         if (error)
             break;
-        if (!e.reserved && (!info.sealed || was_kept(b, &e))) {
-            error = info.sealed ? 0 : counts_seal(fs->chunk_counts, e.chunk, n);
-            for (uint32_t i = 0; i < n && !error; i++)
-                b->items[b->count++] =
-                    (struct item){.index = index + i, .chunk = e.chunk + i, .sealed = info.sealed};
+        uint32_t taken = n;
+        if (e.reserved || (info.sealed && !was_kept(b, &e))) {
+            taken = 0;
+        } else if (!info.sealed) {
+            /* Another batch, by way of another file, may have been faster: what it has marked
+             * is its own, to be entered or to be unmarked. */
+            error = counts_seal(fs->chunk_counts, e.chunk, n, &taken);
+            n = MAX(taken, 1);
+        }
+        for (uint32_t i = 0; i < taken; i++)
+            b->items[b->count++] =
+                (struct item){.index = index + i, .chunk = e.chunk + i, .sealed = info.sealed};
+        if (taken) {
             b->chunk_min = MIN(b->chunk_min, e.chunk);
-            b->chunk_max = MAX(b->chunk_max, e.chunk + n - 1);
+            b->chunk_max = MAX(b->chunk_max, e.chunk + taken - 1);
         }
         looked += n;
         index += n;

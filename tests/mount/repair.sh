@@ -13,6 +13,11 @@ make_store() {
     unmount
 }
 
+# Where the file lies, the largest one.
+largest_segment() {
+    find "$STORE/segments" -type f -printf '%s %p\n' | sort -rn | sed -n '1s/^[0-9]* //p'
+}
+
 # All files of the store, and what is in them.
 state_of() { find "$STORE" -type f ! -iname lock ! -name 'LOG*' -exec b2sum {} + | sort -k 2; }
 
@@ -26,7 +31,7 @@ test_nothing_to_do() {
 test_lost_segment() {
     local before
     make_store
-    truncate -s 1048576 "$STORE/segments/00000001"
+    truncate -s 1048576 "$(largest_segment)"
     expect 4 "$COWFS" fsck "$STORE"
     before=$(state_of)
     expect 4 "$COWFS" fsck --repair --dry-run "$STORE"
@@ -58,7 +63,7 @@ test_lost_segment() {
 
 test_json_and_default_log() {
     make_store
-    rm "$STORE/segments/00000001"
+    rm "$(largest_segment)"
     expect 1 "$COWFS" fsck --repair --json "$STORE"
     assert_eq "$(json .repaired <<<"$OUT")" true
     json '.actions | length > 0' <<<"$OUT" >/dev/null

@@ -7,11 +7,14 @@
 CHUNK=4096
 
 # flip FILE INDEX: a byte of that chunk of the file, found by its second line, changes below the store.
+# In the youngest segment that has it: what has moved into a segment of the file's own may still be
+# about in an older one.
 flip() {
-    local at marker
+    local at marker segment
     marker=$(dd if="$1" bs="$CHUNK" skip="$2" count=1 status=none | sed -n 2p)
-    at=$(grep -obUaF -m 1 -- "$marker" "$STORE/segments/00000001" | cut -d: -f1)
-    printf 'X' | dd of="$STORE/segments/00000001" bs=1 seek=$((at + 100)) conv=notrunc status=none
+    segment=$(grep -lUaF -- "$marker" "$STORE"/segments/* | tail -n 1)
+    at=$(grep -obUaF -m 1 -- "$marker" "$segment" | cut -d: -f1)
+    printf 'X' | dd of="$segment" bs=1 seek=$((at + 100)) conv=notrunc status=none
 }
 
 # Lines of text, all different: the chunks can be found again.

@@ -53,6 +53,13 @@ static void reload(void)
     counts = counts_new(db, KEY_CHUNK_COUNTS, 0);
 }
 
+/* All of the range, whatever of it is sealed already. */
+static void seal(uint64_t first, uint32_t n)
+{
+    for (uint32_t done, at = 0; at < n; at += done + 1)
+        ck_assert_int_eq(counts_seal(counts, first + at, n - at, &done), 0);
+}
+
 static bool is_exclusive(uint64_t id)
 {
     bool exclusive;
@@ -155,7 +162,7 @@ START_TEST(sealed_is_never_exclusive)
 {
     struct count_info info;
     inc(base, 2);
-    ck_assert_int_eq(counts_seal(counts, base, 1), 0);
+    seal(base, 1);
     ck_assert(!is_exclusive(base));
     ck_assert(is_exclusive(base + 1));
     commit();
@@ -166,12 +173,28 @@ START_TEST(sealed_is_never_exclusive)
 }
 END_TEST
 
+START_TEST(no_chunk_is_marked_by_two)
+{
+    uint32_t done;
+    inc(base, 8);
+    ck_assert_int_eq(counts_seal(counts, base + 3, 2, &done), 0);
+    ck_assert_uint_eq(done, 2);
+    /* Another one, who looked before: he gets what is before the first's. */
+    ck_assert_int_eq(counts_seal(counts, base, 8, &done), 0);
+    ck_assert_uint_eq(done, 3);
+    ck_assert_int_eq(counts_seal(counts, base + 4, 4, &done), 0);
+    ck_assert_uint_eq(done, 0);
+    ck_assert_int_eq(counts_seal(counts, base + 5, 3, &done), 0);
+    ck_assert_uint_eq(done, 3);
+}
+END_TEST
+
 START_TEST(a_mark_can_be_taken_back_until_somebody_relied_on_it)
 {
     struct count_info info;
     uint32_t merged;
     inc(base, 2);
-    ck_assert_int_eq(counts_seal(counts, base, 2), 0);
+    seal(base, 2);
     ck_assert_int_eq(counts_unseal(counts, base, 1), 0);
     ck_assert_int_eq(counts_unseal(counts, base + 2, 1), 0); /* has no owner */
     ck_assert(is_exclusive(base));
@@ -211,7 +234,7 @@ START_TEST(births_and_deaths_are_told_once_by_runs)
     ck_assert_uint_eq(born.n[0] + born.n[1], 20);
     ck_assert_int_eq(counts_inc(counts, first + 5, 1, note_run, &born), 0);
     ck_assert_uint_eq(born.runs, 2);
-    ck_assert_int_eq(counts_seal(counts, first, 2), 0);
+    seal(first, 2);
     ck_assert_int_eq(counts_dec(counts, first, 10, note_run, &dead), 0);
     ck_assert_uint_eq(dead.runs, 3);
     ck_assert(dead.sealed[0] && dead.n[0] == 2 && dead.first[0] == first);
@@ -239,7 +262,7 @@ START_TEST(merging_goes_by_runs_and_stops_at_what_is_not_sealed)
     uint64_t first = base + COUNT_GROUP - 3;
     uint32_t merged;
     inc(first, 8);
-    ck_assert_int_eq(counts_seal(counts, first, 5), 0);
+    seal(first, 5);
     ck_assert_int_eq(counts_merge(counts, first + 1, 7, &merged), 0);
     ck_assert_uint_eq(merged, 4);
     for (unsigned i = 0; i < 8; i++) {
@@ -262,7 +285,7 @@ START_TEST(merging_takes_living_sealed_chunks_only)
     ck_assert_int_eq(counts_merge(counts, base, 1, &merged), -ENOENT);
     inc(base, 1);
     ck_assert_int_eq(counts_merge(counts, base, 1, &merged), -ENOENT);
-    ck_assert_int_eq(counts_seal(counts, base, 1), 0);
+    seal(base, 1);
     ck_assert_int_eq(counts_merge(counts, base, 1, &merged), 0);
     ck_assert_int_eq(counts_merge(counts, base, 1, &merged), 0);
     ck_assert_int_eq(counts_get(counts, base, &info), 0);
@@ -330,7 +353,7 @@ static void change(struct model *m, unsigned first, unsigned n)
                 m->sealed[i] = false;
         break;
     default:
-        ck_assert_int_eq(counts_seal(counts, base + first, n), 0);
+        seal(base + first, n);
         for (unsigned i = first; i < first + n; i++)
             m->sealed[i] |= m->count[i] > 0;
     }
@@ -428,6 +451,7 @@ int main(void)
     tcase_add_test(tc, a_failed_commit_counts_for_nothing);
     tcase_add_test(tc, whole_groups_keep_the_rule);
     tcase_add_test(tc, sealed_is_never_exclusive);
+    tcase_add_test(tc, no_chunk_is_marked_by_two);
     tcase_add_test(tc, a_mark_can_be_taken_back_until_somebody_relied_on_it);
     tcase_add_test(tc, births_and_deaths_are_told_once_by_runs);
     tcase_add_test(tc, below_zero_is_damage_and_touches_nothing_else);
