@@ -99,6 +99,29 @@ static unsigned shareable_level(const struct map *src, uint64_t src_index, uint6
     return level;
 }
 
+/* Entry by entry, as far as the chunks at src_index are neighbours. The sealer may
+ * exchange them meanwhile, so they get an owner more while the leaf is locked: one
+ * that was just looked up may be nobody's already. */
+static int share_chunks(struct node_cache *cache, const struct map *src, uint64_t src_index,
+                        struct map *dst, uint64_t dst_index, uint64_t limit, uint64_t *done)
+{
+    struct node *leaf;
+    uint64_t entry = 0;
+    unsigned at = src_index % NODE_ENTRIES, alike = 0;
+    int error = map_find_leaf(cache, src, src_index, &leaf);
+    if (error)
+        return error;
+    g_assert(leaf);
+    error = node_ref_chunks(leaf, at, (unsigned)min_u64(limit, NODE_ENTRIES - at), &entry, &alike);
+    node_put(leaf);
+    if (error)
+        return error;
+    *done = alike;
+    error = map_set(cache, dst, dst_index, alike, ENTRY_CHUNK(entry), false);
+    int lost = node_unref_chunks(cache, entry, alike);
+    return error ? error : lost;
+}
+
 int map_share(struct node_cache *cache, const struct map *src, uint64_t src_index, struct map *dst,
               uint64_t dst_index, uint64_t n)
 {
@@ -119,8 +142,9 @@ int map_share(struct node_cache *cache, const struct map *src, uint64_t src_inde
             if (error)
                 return error;
             part = e.count;
-            error = e.chunk ? map_set(cache, dst, dst_index, part, e.chunk, false)
-                            : map_punch(cache, dst, dst_index, part);
+            error = e.chunk
+                        ? share_chunks(cache, src, src_index, dst, dst_index, e.count, &part)
+                        : map_punch(cache, dst, dst_index, part);
         }
         if (error)
             return error;

@@ -98,6 +98,10 @@ __attribute__((noreturn)) static void guard_main(int pipe_fd, pid_t parent)
             _exit(0);
         if (fds[1].revents && abort_fd < 0)
             abort_fd = open_abort(dev);
+        /* While the daemon lives its connection has that number. If it had died before the
+         * opening, the number, and so the file, may be another's by now. */
+        if (getppid() != parent)
+            _exit(0);
     }
 }
 

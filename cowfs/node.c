@@ -343,6 +343,19 @@ int node_unref_chunks(struct node_cache *cache, uint64_t first_entry, unsigned n
                       &cache->env);
 }
 
+int node_ref_chunks(struct node *n, unsigned index, unsigned limit, uint64_t *entry,
+                    unsigned *alike)
+{
+    g_assert(n->level == 1);
+    int error = 0;
+    pthread_rwlock_rdlock(&n->lock);
+    *entry = node_run_unlocked(n, index, limit, alike);
+    if (*entry)
+        error = counts_inc(n->cache->env.chunk_counts, ENTRY_CHUNK(*entry), *alike, NULL, NULL);
+    pthread_rwlock_unlock(&n->lock);
+    return error;
+}
+
 /* One owner more (or, undoing, less) for all children below index `end`. */
 static int ref_children(struct node *n, unsigned end, bool more)
 {

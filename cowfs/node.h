@@ -98,6 +98,11 @@ bool node_exchange(struct node *n, unsigned index, unsigned count, uint64_t expe
  * turn, all that it alone owns. Errors leave counts too high (a leak that
  * fsck finds), never too low. */
 int node_unref(struct node_cache *cache, uint64_t id, unsigned level);
+/* One owner more for the chunks of a leaf from index on, for the caller, who drops them
+ * with node_unref_chunks. *entry and *alike: as node_run gives them. Atomic against
+ * the sealer's exchange. */
+int node_ref_chunks(struct node *leaf, unsigned index, unsigned limit, uint64_t *entry,
+                    unsigned *alike);
 /* Drops the chunks of a run of leaf entries. */
 int node_unref_chunks(struct node_cache *cache, uint64_t first_entry, unsigned n);
 

@@ -245,7 +245,7 @@ clean_up() {
         fi
     done
     # Only where something is left: the numbers of others' connections may be ours again by now.
-    if [ "$2" != 0 ]; then abort_connections "$work"; fi
+    if [ "$2" != 0 ] && [ "$2" != 77 ]; then abort_connections "$work"; fi
     while IFS= read -r where; do
         umount "$where" 2>/dev/null || umount -l "$where" 2>/dev/null
     done < <(mounts_below "$work")

@@ -477,6 +477,66 @@ START_TEST(a_reader_sees_its_chunk_though_it_is_exchanged_meanwhile)
 }
 END_TEST
 
+/* ---- copies ---- */
+
+static sem_t hashed;
+static atomic_uint to_be_hashed;
+
+static struct content_hash hash_and_tell(const void *data, size_t bytes, const uint8_t *secret)
+{
+    if (atomic_fetch_sub(&to_be_hashed, 1) == 1)
+        sem_post(&hashed);
+    return content_hash_xxh3(data, bytes, secret);
+}
+
+static void *seal_second(void *unused)
+{
+    struct cowfs_ioc_seal total;
+    (void)unused;
+    seal_all(second, &total);
+    return NULL;
+}
+
+START_TEST(a_copy_in_parts_has_its_chunks_though_the_source_is_sealed_meanwhile)
+{
+    enum { PART = 400 /* less than a leaf, which would be shared whole */, ROUNDS = 400 };
+    static uint8_t data[(PART + 1) * CHUNK];
+    struct cowfs_ioc_seal total;
+    fill(data, sizeof(data), 1);
+    write_at(file, data, sizeof(data), 0);
+    seal_all(file, &total);
+    ck_assert_int_eq(sem_init(&hashed, 0, 0), 0);
+    fs->hash = hash_and_tell;
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        pthread_t thread;
+        struct inode *copy = make(fs, ROOT_INO, "copy", S_IFREG | 0644);
+        /* Over what a clone has, and backwards: neighbours do not lie side by side, so that
+         * all goes chunk by chunk. */
+        write_filled(second, sizeof(data), 0, round + 2);
+        struct inode *clone = clone_as(second, "clone");
+        for (size_t i = PART + 1; i-- > 0;)
+            write_at(second, data + i * CHUNK, CHUNK, i * CHUNK);
+        commit();
+        atomic_store(&to_be_hashed, PART + 1);
+        ck_assert_int_eq(pthread_create(&thread, NULL, seal_second, NULL), 0);
+        sem_wait(&hashed);
+        int64_t until = g_get_monotonic_time() + round % 100 * 20;
+        while (g_get_monotonic_time() < until)
+            ;
+        ck_assert_int_eq(file_copy_range(second, 0, copy, 0, PART * CHUNK), PART * CHUNK);
+        ck_assert_int_eq(pthread_join(thread, NULL), 0);
+        commit();
+        txn_wait_reclaim(fs->txn);
+        assert_bytes(copy, data, PART * CHUNK, 0);
+        inode_put(copy);
+        inode_put(clone);
+        ck_assert_int_eq(names_unlink(fs, ROOT_INO, "copy"), 0);
+        ck_assert_int_eq(names_unlink(fs, ROOT_INO, "clone"), 0);
+        ck_assert_int_eq(file_truncate(second, 0), 0);
+    }
+}
+END_TEST
+
 static Suite *make_suite(void)
 {
     Suite *suite = suite_create("seal");
@@ -499,6 +559,7 @@ static Suite *make_suite(void)
     tcase_add_test(tc, a_sealed_file_that_is_written_is_sealed_again);
     tcase_add_test(tc, the_index_is_cleaned_in_the_background);
     tcase_add_loop_test(tc, a_reader_sees_its_chunk_though_it_is_exchanged_meanwhile, 0, 2);
+    tcase_add_test(tc, a_copy_in_parts_has_its_chunks_though_the_source_is_sealed_meanwhile);
     suite_add_tcase(suite, tc);
     return suite;
 }
