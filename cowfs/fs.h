@@ -27,6 +27,7 @@ struct sealer;
 struct reaper;
 struct slot_streams;
 struct damage;
+struct journal;
 
 struct fs_config {
     bool read_only;
@@ -39,6 +40,14 @@ struct fs_config {
     uint64_t seal_rate_bytes; /* per second, 0: unlimited */
     bool verify;              /* check the hash of sealed chunks at each read */
     bool keep_flat;           /* sealing in the background leaves flat files flat (flat.h) */
+    /* Memory that outlives the process (journal.h); 0 or negative: none. The caller's; it
+     * stays open until fs_close. What an earlier process did after the last durable
+     * commit is done again by fs_open. */
+    int journal_fd;
+    /* The kernel goes on with a mount that an earlier process served: inodes without
+     * links are kept until it forgets them (inode_forget), even such as this process
+     * never told it of. */
+    bool resumed;
 };
 
 struct fs {
@@ -59,6 +68,7 @@ struct fs {
     struct sealer *sealer;
     atomic_uint_fast64_t seal_batches_begun, seal_batches_ended; /* seal.c */
     struct reaper *reaper;
+    struct journal *journal;   /* NULL: none */
     struct damage *damage;     /* chunks that are known to be wrong (damage.h) */
     atomic_bool reads_checked; /* chunks_read has more to do than to read */
     pthread_rwlock_t ns_lock;
