@@ -142,9 +142,8 @@ int map_share(struct node_cache *cache, const struct map *src, uint64_t src_inde
             if (error)
                 return error;
             part = e.count;
-            error = e.chunk
-                        ? share_chunks(cache, src, src_index, dst, dst_index, e.count, &part)
-                        : map_punch(cache, dst, dst_index, part);
+            error = e.chunk ? share_chunks(cache, src, src_index, dst, dst_index, e.count, &part)
+                            : map_punch(cache, dst, dst_index, part);
         }
         if (error)
             return error;

@@ -108,6 +108,37 @@ static uint64_t read_stamp(struct inode *inode, unsigned block, const char *what
     return stamp;
 }
 
+/* All stamps, by runs, and where the block lies: what a failure can be understood from. */
+static void tell_all(struct inode *const *files, unsigned first, unsigned bad, const char *what)
+{
+    unsigned step = files[1] ? 1 : 2;
+    fprintf(stderr, "%s:", what);
+    for (unsigned block = first, next; block < BLOCKS; block = next) {
+        struct inode *inode = files[1] ? files[block % 2] : files[0];
+        uint64_t stamp = read_stamp(inode, block, what);
+        for (next = block + step; next < BLOCKS; next += step)
+            if (read_stamp(files[1] ? files[next % 2] : files[0], next, what) != stamp)
+                break;
+        fprintf(stderr, " %u..%u: %" PRIu64, block, next - step, stamp);
+    }
+    struct inode *inode = files[1] ? files[bad % 2] : files[0];
+    uint64_t index = block_offset(bad) / chunk_bytes;
+    fprintf(stderr, "\n%s: block %u is in chunk %" PRIu64 " of inode %" PRIu64 ", home %08x%s\n",
+            what, bad, index, inode->ino, inode->attr.home,
+            inode->attr.home_filling ? ", filling" : "");
+    for (uint64_t i = index ? index - 1 : 0; i < index + 3; i++) {
+        struct extent e;
+        struct count_info info = {0};
+        must(map_lookup(fs->nodes, &inode->attr.map, i, 1, false, &e), "look-up");
+        if (e.chunk)
+            must(counts_get(fs->chunk_counts, e.chunk, &info), "count");
+        fprintf(stderr, "  %" PRIu64 ": chunk %" PRIx64 "%s, %u owners, %s, %u merges%s\n", i,
+                e.chunk, e.reserved ? " reserved" : "", info.count,
+                info.sealed ? "sealed" : "not sealed", info.merges,
+                info.was_shared ? ", was shared" : "");
+    }
+}
+
 /* files[1] NULL: only the first of the two is there. Returns the newest stamp. */
 static uint64_t check_stamps(struct inode *const *files, unsigned first, const char *what)
 {
@@ -117,10 +148,12 @@ static uint64_t check_stamps(struct inode *const *files, unsigned first, const c
         uint64_t stamp = read_stamp(files[1] ? files[block % 2] : files[0], block, what);
         if (block == first)
             newest = stamp;
-        if (stamp > previous || newest - stamp > 1)
+        if (stamp > previous || newest - stamp > 1) {
+            tell_all(files, first, block, what);
             fail("%s: no point in time: block %u has stamp %" PRIu64 ", the one before %" PRIu64
                  ", the first %" PRIu64,
                  what, block, stamp, previous, newest);
+        }
         previous = stamp;
     }
     atomic_fetch_add(&clones_checked, 1);
@@ -170,10 +203,13 @@ static void open_clone(const struct clone *c, struct inode *files[2])
 
 static void check_clone(struct clone *c)
 {
+    static const char *const kinds[KINDS] = {"tree", "file", "whole copy", "copy in parts"};
     struct inode *files[2];
     open_clone(c, files);
     if (!c->written) {
-        uint64_t newest = check_stamps(files, c->which, c->name);
+        char what[64];
+        snprintf(what, sizeof(what), "%s (%s)", c->name, kinds[c->kind]);
+        uint64_t newest = check_stamps(files, c->which, what);
         if (c->newest != UINT64_MAX && newest != c->newest)
             fail("%s: was taken at stamp %" PRIu64 ", and now is at %" PRIu64, c->name, c->newest,
                  newest);
