@@ -16,7 +16,7 @@ enum { SHARDS = 64, EVICT_TRIES = 16 };
 
 struct shard {
     _Alignas(64) pthread_mutex_t lock;
-    GHashTable *groups; /* &group->id -> group */
+    GHashTable *groups; /* id -> group; 64 bits fit into a pointer */
     GQueue clock;
     GPtrArray *dirty;      /* groups with shared_running */
     GPtrArray *committing; /* groups with shared_committing */
@@ -41,7 +41,7 @@ struct counts *counts_new(struct metadb *db, enum key_type type, size_t cache_by
     for (unsigned i = 0; i < SHARDS; i++) {
         struct shard *s = &c->shards[i];
         pthread_mutex_init(&s->lock, NULL);
-        s->groups = g_hash_table_new(g_int64_hash, g_int64_equal);
+        s->groups = g_hash_table_new(NULL, NULL);
         g_queue_init(&s->clock);
         s->dirty = g_ptr_array_new();
         s->committing = g_ptr_array_new();
@@ -90,7 +90,7 @@ static void evict(struct shard *s, size_t bytes_max)
             continue;
         }
         s->bytes -= group_bytes(g);
-        g_hash_table_remove(s->groups, &g->id);
+        g_hash_table_remove(s->groups, GSIZE_TO_POINTER(g->id));
         group_free(g);
     }
 }
@@ -98,7 +98,7 @@ static void evict(struct shard *s, size_t bytes_max)
 /* The group, loaded if need be. The shard's lock is held. */
 static int shard_get(struct counts *c, struct shard *s, uint64_t group_id, struct count_group **out)
 {
-    struct count_group *g = g_hash_table_lookup(s->groups, &group_id);
+    struct count_group *g = g_hash_table_lookup(s->groups, GSIZE_TO_POINTER(group_id));
     if (!g) {
         uint8_t key[KEY_MAX];
         struct metadb_value value;
@@ -119,7 +119,7 @@ static int shard_get(struct counts *c, struct shard *s, uint64_t group_id, struc
             return error;
         }
         evict(s, c->shard_bytes_max);
-        g_hash_table_insert(s->groups, &g->id, g);
+        g_hash_table_insert(s->groups, GSIZE_TO_POINTER(g->id), g);
         g->link.data = g;
         g_queue_push_tail_link(&s->clock, &g->link);
         s->bytes += group_bytes(g);

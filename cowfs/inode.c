@@ -35,7 +35,7 @@ enum {
 
 struct shard {
     _Alignas(64) pthread_mutex_t lock;
-    GHashTable *inodes; /* &inode->ino -> inode */
+    GHashTable *inodes; /* number -> inode; 64 bits fit into a pointer */
     GQueue dirty;
     GQueue lru; /* head: used last */
 };
@@ -59,7 +59,7 @@ struct inode_cache *inode_cache_new(struct fs *fs, uint64_t next_ino)
     for (unsigned i = 0; i < SHARDS; i++) {
         struct shard *s = &cache->shards[i];
         pthread_mutex_init(&s->lock, NULL);
-        s->inodes = g_hash_table_new(g_int64_hash, g_int64_equal);
+        s->inodes = g_hash_table_new(NULL, NULL);
         g_queue_init(&s->dirty);
         g_queue_init(&s->lru);
     }
@@ -138,7 +138,7 @@ static bool settle(struct shard *s, struct inode *inode)
     g_queue_push_head_link(&s->lru, &inode->lru_link);
     while (g_queue_get_length(&s->lru) > UNUSED_PER_SHARD) {
         struct inode *victim = g_queue_pop_tail_link(&s->lru)->data;
-        g_hash_table_remove(s->inodes, &victim->ino);
+        g_hash_table_remove(s->inodes, GSIZE_TO_POINTER(victim->ino));
         inode_free(victim);
     }
     return orphan;
@@ -169,7 +169,7 @@ static int load(struct inode_cache *cache, struct shard *s, uint64_t ino, struct
     }
     struct inode *inode = inode_alloc(cache, ino);
     inode->attr = attr;
-    g_hash_table_insert(s->inodes, &inode->ino, inode);
+    g_hash_table_insert(s->inodes, GSIZE_TO_POINTER(inode->ino), inode);
     *out = inode;
     return 0;
 }
@@ -178,7 +178,7 @@ static int load(struct inode_cache *cache, struct shard *s, uint64_t ino, struct
 static int find_or_load(struct inode_cache *cache, struct shard *s, uint64_t ino,
                         struct inode **out)
 {
-    struct inode *inode = g_hash_table_lookup(s->inodes, &ino);
+    struct inode *inode = g_hash_table_lookup(s->inodes, GSIZE_TO_POINTER(ino));
     if (!inode)
         return load(cache, s, ino, out);
     if (inode->reaping)
@@ -245,7 +245,7 @@ bool inode_forget(struct inode_cache *cache, uint64_t ino, unsigned mount, uint6
     struct shard *s = shard_of(cache, ino);
     bool orphan = false, gone = true;
     pthread_mutex_lock(&s->lock);
-    struct inode *inode = g_hash_table_lookup(s->inodes, &ino);
+    struct inode *inode = g_hash_table_lookup(s->inodes, GSIZE_TO_POINTER(ino));
     if (inode && inode->nlookup[mount]) {
         inode->nlookup[mount] -= min_u64(nlookup, inode->nlookup[mount]);
         gone = inode->nlookup[mount] == 0;
@@ -262,7 +262,7 @@ bool inode_is_known(struct inode_cache *cache, uint64_t ino, unsigned mount)
     g_assert(mount < INODE_MOUNTS);
     struct shard *s = shard_of(cache, ino);
     pthread_mutex_lock(&s->lock);
-    struct inode *inode = g_hash_table_lookup(s->inodes, &ino);
+    struct inode *inode = g_hash_table_lookup(s->inodes, GSIZE_TO_POINTER(ino));
     bool known = inode && inode->nlookup[mount] > 0;
     pthread_mutex_unlock(&s->lock);
     return known;
@@ -335,7 +335,7 @@ struct inode *inode_new(struct inode_cache *cache, uint32_t mode, uint32_t uid, 
     attr->atime = attr->btime = attr->mtime;
     struct shard *s = shard_of(cache, inode->ino);
     pthread_mutex_lock(&s->lock);
-    g_hash_table_insert(s->inodes, &inode->ino, inode);
+    g_hash_table_insert(s->inodes, GSIZE_TO_POINTER(inode->ino), inode);
     pthread_mutex_unlock(&s->lock);
     atomic_fetch_add(&cache->fs->inode_count, 1);
     inode_mark_dirty(inode);
@@ -391,7 +391,7 @@ int inode_claim_orphan(struct inode_cache *cache, uint64_t ino, struct inode **o
     int error = 0;
     *out = NULL;
     pthread_mutex_lock(&s->lock);
-    struct inode *inode = g_hash_table_lookup(s->inodes, &ino);
+    struct inode *inode = g_hash_table_lookup(s->inodes, GSIZE_TO_POINTER(ino));
     if (!inode) {
         error = load(cache, s, ino, &inode);
         if (!error)
@@ -440,7 +440,7 @@ void inode_delete_claimed(struct inode *inode)
     bool dirty = atomic_load(&inode->dirty);
     if (dirty)
         g_queue_unlink(&s->dirty, &inode->dirty_link);
-    g_hash_table_remove(s->inodes, &inode->ino);
+    g_hash_table_remove(s->inodes, GSIZE_TO_POINTER(inode->ino));
     pthread_mutex_unlock(&s->lock);
     if (dirty)
         txn_note_dirty(fs->txn, -(int64_t)DIRTY_BYTES);

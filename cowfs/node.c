@@ -14,7 +14,7 @@ enum {
 
 struct shard {
     _Alignas(64) pthread_mutex_t lock;
-    GHashTable *nodes; /* &node->id -> node */
+    GHashTable *nodes; /* id -> node; 64 bits fit into a pointer */
     GQueue clock;      /* eviction by second chance */
     GPtrArray *dirty;
     uint64_t flips; /* that wrote nodes of this shard */
@@ -38,7 +38,7 @@ struct node_cache *node_cache_new(const struct node_env *env, uint64_t next_id, 
     for (unsigned i = 0; i < SHARDS; i++) {
         struct shard *s = &cache->shards[i];
         pthread_mutex_init(&s->lock, NULL);
-        s->nodes = g_hash_table_new(g_int64_hash, g_int64_equal);
+        s->nodes = g_hash_table_new(NULL, NULL);
         g_queue_init(&s->clock);
         s->dirty = g_ptr_array_new();
     }
@@ -103,7 +103,7 @@ static void evict(struct shard *s, size_t bytes_max)
             continue;
         }
         s->bytes -= node_bytes(n);
-        g_hash_table_remove(s->nodes, &n->id);
+        g_hash_table_remove(s->nodes, GSIZE_TO_POINTER(n->id));
         node_free(n);
     }
 }
@@ -122,7 +122,7 @@ static struct node *node_alloc(struct node_cache *cache, uint64_t id, unsigned l
 static void shard_insert(struct shard *s, struct node *n, size_t bytes_max)
 {
     evict(s, bytes_max);
-    g_hash_table_insert(s->nodes, &n->id, n);
+    g_hash_table_insert(s->nodes, GSIZE_TO_POINTER(n->id), n);
     n->link.data = n;
     g_queue_push_tail_link(&s->clock, &n->link);
     s->bytes += node_bytes(n);
@@ -158,7 +158,7 @@ static int get(struct node_cache *cache, uint64_t id, struct node **out)
     struct shard *s = shard_of(cache, id);
     struct node *n;
     pthread_mutex_lock(&s->lock);
-    while (!(n = g_hash_table_lookup(s->nodes, &id))) {
+    while (!(n = g_hash_table_lookup(s->nodes, GSIZE_TO_POINTER(id)))) {
         /* Read without the lock; another thread may be faster. It may even
          * change the node, and have the change written and evicted: then what
          * was read here is out of date. */
@@ -170,7 +170,7 @@ static int get(struct node_cache *cache, uint64_t id, struct node **out)
         if (error)
             return error;
         pthread_mutex_lock(&s->lock);
-        if (flips == s->flips && !g_hash_table_contains(s->nodes, &id)) {
+        if (flips == s->flips && !g_hash_table_contains(s->nodes, GSIZE_TO_POINTER(id))) {
             loaded->pins = 0;
             shard_insert(s, loaded, cache->shard_bytes_max);
         } else {
@@ -450,7 +450,7 @@ int node_unref(struct node_cache *cache, uint64_t id, unsigned level)
     struct shard *s = shard_of(cache, id);
     pthread_mutex_lock(&s->lock);
     atomic_fetch_or(&n->pins, DEAD);
-    g_hash_table_remove(s->nodes, &n->id);
+    g_hash_table_remove(s->nodes, GSIZE_TO_POINTER(n->id));
     g_queue_unlink(&s->clock, &n->link);
     s->bytes -= node_bytes(n);
     pthread_mutex_unlock(&s->lock);
