@@ -1,51 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/* fuse_io.c - the content of files. */
+/* fuse_io.c - the content of files, but for reading and writing (fuse_content.h). */
 #include "cowfs/file.h"
-#include "cowfs/fuse_loop.h"
 #include "cowfs/fuse_ops.h"
 
 #include <errno.h>
-
-void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi)
-{
-    (void)fi;
-    struct inode *inode;
-    int error = mount_inode(mount_of(req), ino, &inode);
-    if (error) {
-        reply_status(req, error);
-        return;
-    }
-    void *buffer = fuse_loop_buffer();
-    ssize_t got = file_read(inode, buffer, MIN(size, FUSE_IO_BYTES), (uint64_t)offset);
-    inode_put(inode);
-    if (got < 0)
-        reply_status(req, (int)got);
-    else
-        fuse_reply_buf(req, buffer, (size_t)got);
-}
-
-void op_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off_t offset,
-              struct fuse_file_info *fi)
-{
-    struct inode *inode;
-    if (!mount_is_writable(req))
-        return;
-    int error = mount_inode(mount_of(req), ino, &inode);
-    if (error) {
-        reply_status(req, error);
-        return;
-    }
-    struct file_write_flags flags = {
-        .kill_suid = fi->kill_suidgid,
-        .from_cache = fi->writepage,
-    };
-    ssize_t done = file_write(inode, data, size, (uint64_t)offset, flags);
-    inode_put(inode);
-    if (done < 0)
-        reply_status(req, (int)done);
-    else
-        fuse_reply_write(req, (size_t)done);
-}
 
 /* Also fsyncdir: there is one commit for all. */
 void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cowfs/fuse_loop.h"
+#include "cowfs/fuse_content.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/fuse_rings.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <linux/fuse.h>
 #include <poll.h>
@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* Wakes a worker out of read(2). */
@@ -44,6 +45,7 @@ struct worker {
 };
 
 struct fuse_loop {
+    struct mount *mount;
     struct fuse_session *session;
     struct rings *rings; /* or NULL */
     unsigned max_threads;
@@ -57,19 +59,6 @@ struct fuse_loop {
     struct worker *workers;
     unsigned thread_count;
 };
-
-static _Thread_local void *this_buffer;
-
-void *fuse_loop_buffer(void)
-{
-    assert(this_buffer);
-    return this_buffer;
-}
-
-void fuse_loop_set_buffer(void *buffer)
-{
-    this_buffer = buffer;
-}
 
 static bool is_forget(const struct worker *w)
 {
@@ -112,12 +101,43 @@ static bool unpark_one(struct fuse_loop *loop)
     return w;
 }
 
+static bool serve_content(struct worker *w, const struct fuse_buf *buf)
+{
+    const struct fuse_in_header *in = (const void *)w->request;
+    size_t args_bytes = buf->size - sizeof(*in);
+    bool write = in->opcode == FUSE_WRITE && args_bytes >= sizeof(struct fuse_write_in);
+    struct content_request request = {
+        .header = in,
+        .args = in + 1,
+        .args_bytes = args_bytes,
+        .payload = w->request + WRITE_HEADER_BYTES,
+        .payload_bytes = write ? args_bytes - sizeof(struct fuse_write_in) : 0,
+        .buffer = w->data,
+    };
+    struct content_reply reply;
+    if (!content_serve(w->loop->mount, &request, &reply))
+        return false;
+    struct fuse_out_header out = {
+        .len = (uint32_t)(sizeof(out) + reply.bytes), .error = reply.error, .unique = in->unique};
+    struct iovec iov[] = {{&out, sizeof(out)}, {reply.data, reply.bytes}};
+    /* ENOENT: nobody waits for it any more. */
+    if (writev(fuse_session_fd(w->loop->session), iov, 2) < 0 && errno != ENOENT &&
+        !fuse_session_exited(w->loop->session))
+        g_warning("a reply to the kernel: %s", g_strerror(errno));
+    return true;
+}
+
+static void process(struct worker *w, const struct fuse_buf *buf)
+{
+    if (!serve_content(w, buf))
+        fuse_session_process_buf(w->loop->session, buf);
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     struct fuse_loop *loop = w->loop;
 
-    fuse_loop_set_buffer(w->data);
     pthread_setname_np(pthread_self(), "cowfs-fuse");
     while (!fuse_session_exited(loop->session)) {
         struct fuse_buf buf = {.mem = w->request};
@@ -142,7 +162,7 @@ static void *worker_main(void *arg)
         /* A burst of forgets is over before a new thread would be of use. */
         if (others == 0 && !is_forget(w) && !unpark_one(loop))
             add_worker(loop);
-        fuse_session_process_buf(loop->session, &buf);
+        process(w, &buf);
     }
     atomic_fetch_sub(&loop->running, 1);
     eventfd_write(loop->ended_fd, 1);
@@ -203,8 +223,7 @@ static void wake_up(int number)
     (void)number;
 }
 
-struct fuse_loop *fuse_loop_start(struct fuse_session *session, struct rings *rings,
-                                  unsigned max_threads, int ended_fd)
+struct fuse_loop *fuse_loop_start(struct mount *mount, unsigned max_threads, int ended_fd)
 {
     /* Without SA_RESTART: read(2) is to end with EINTR. */
     struct sigaction action = {.sa_handler = wake_up};
@@ -212,8 +231,9 @@ struct fuse_loop *fuse_loop_start(struct fuse_session *session, struct rings *ri
     sigaction(WAKE_SIGNAL, &action, NULL);
 
     struct fuse_loop *loop = g_new0(struct fuse_loop, 1);
-    loop->session = session;
-    loop->rings = rings;
+    loop->mount = mount;
+    loop->session = mount->session;
+    loop->rings = mount->rings;
     loop->max_threads = max_threads;
     loop->ended_fd = ended_fd;
     pthread_mutex_init(&loop->lock, NULL);

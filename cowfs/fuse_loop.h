@@ -15,16 +15,14 @@
 
 #include <stdbool.h>
 
-struct fuse_session;
-struct rings;
+struct mount;
 struct fuse_loop;
 
-/* Starts the first worker. `rings`, or NULL: where requests come from, too; stopped
- * with the loop, and remains the caller's. `ended_fd` (an eventfd) is written to when the
+/* Starts the first worker. The mount's session is there; its `rings`, or NULL, are where
+ * requests come from, too: stopped with the loop, they remain the caller's. `ended_fd` (an eventfd) is written to when the
  * session has come to its end (unmounted or failed). NULL if no thread can be
  * started. */
-struct fuse_loop *fuse_loop_start(struct fuse_session *session, struct rings *rings,
-                                  unsigned max_threads, int ended_fd);
+struct fuse_loop *fuse_loop_start(struct mount *mount, unsigned max_threads, int ended_fd);
 
 /* Waits until no request is being served and none is queued, at most
  * timeout_ms. Returns whether that came true. */
@@ -33,11 +31,5 @@ bool fuse_loop_drain(struct fuse_loop *loop, unsigned timeout_ms);
 /* Ends the workers (each after the request that it serves), frees the loop.
  * Returns 0 or the negative errno that ended the session. */
 int fuse_loop_stop(struct fuse_loop *loop);
-
-/* The buffer for data to be read, of the thread that serves a request:
- * FUSE_IO_BYTES, aligned to a page. */
-void *fuse_loop_buffer(void);
-/* For threads that serve and are not the loop's. */
-void fuse_loop_set_buffer(void *buffer);
 
 #endif

@@ -162,7 +162,7 @@ static void say_what_is_missing(struct mounted *m)
  * which a machine that boots with another kernel will want, and says what to do. */
 static void start_rings(struct mounted *m, unsigned depth, unsigned max_threads)
 {
-    int error = rings_new(m->mount.session, depth, max_threads, &m->mount.rings);
+    int error = rings_new(&m->mount, depth, max_threads, &m->mount.rings);
     if (error)
         g_warning("%s: goes on over /dev/fuse: io_uring: %s%s", m->point->path, g_strerror(-error),
                   error == -EPERM ? " (see /proc/sys/kernel/io_uring_disabled)" : "");
@@ -191,7 +191,7 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
         start_rings(m, config->io_uring_depth, max_threads);
     mount->seeker = seeker_new(mount);
     if (mount->seeker)
-        m->loop = fuse_loop_start(mount->session, mount->rings, max_threads, m->ended_fd);
+        m->loop = fuse_loop_start(mount, max_threads, m->ended_fd);
     if (!m->loop)
         return errmsg_set(err, -EAGAIN, "cannot start threads");
     int error = wait_for_init(mount);

@@ -112,7 +112,7 @@ void mount_forget(struct mount *m, uint64_t ino, uint64_t nlookup)
 
 bool mount_is_writable(fuse_req_t req)
 {
-    if (!mount_of(req)->view)
+    if (mount_may_change(mount_of(req)))
         return true;
     fuse_reply_err(req, EROFS);
     return false;
@@ -176,6 +176,7 @@ void mount_kill_suidgid(fuse_req_t req, struct inode *inode)
 
 /*
  * Not here, and why:
+ *   read, write    served without libfuse (fuse_content.h)
  *   access         default_permissions: the kernel decides
  *   flush          its absence is remembered by the kernel, which saves a round
  *                  trip at each close(2); dirty pages it writes before anyway
@@ -203,8 +204,6 @@ const struct fuse_lowlevel_ops mount_ops = {
     .create = op_create,
     .tmpfile = op_tmpfile,
     .release = op_release,
-    .read = op_read,
-    .write = op_write,
     .fsync = op_fsync,
     .fallocate = op_fallocate,
     .copy_file_range = op_copy_file_range,

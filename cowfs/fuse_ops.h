@@ -89,9 +89,13 @@ static inline void reply_status(fuse_req_t req, int error)
     fuse_reply_err(req, -error);
 }
 
-/* Whether the mount may change the store at all. If not (it is a view, and somebody
- * has remounted it for writing), replies so. Every operation that changes something
- * asks first. */
+/* Whether the mount may change the store at all. If not, it is a view, and somebody
+ * has remounted it for writing. Every operation that changes something asks first. */
+static inline bool mount_may_change(const struct mount *m)
+{
+    return !m->view;
+}
+/* The same; if not, replies so. */
 bool mount_is_writable(fuse_req_t req);
 
 /* Fills an entry and raises the lookup count. Whoever cannot deliver it calls
@@ -187,10 +191,7 @@ void mount_refuse_write(fuse_req_t req, fuse_ino_t ino, int error);
 /* A handle, or one that could not be delivered, is no more. */
 void mount_close(struct mount *m, uint64_t ino, uint64_t fh);
 
-/* fuse_io.c */
-void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi);
-void op_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off_t offset,
-              struct fuse_file_info *fi);
+/* fuse_io.c; reading and writing are in fuse_content.c */
 void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
                   struct fuse_file_info *fi);

@@ -23,7 +23,7 @@
  * all away gets one more.
  */
 #include "cowfs/fuse_rings.h"
-#include "cowfs/fuse_loop.h"
+#include "cowfs/fuse_content.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/fuse_pool.h"
 #include "cowfs/fuse_rings_abi.h"
@@ -45,7 +45,7 @@
 enum { LARGE_BYTES = 128 * 1024 };
 /* Replies are handed in together, at most that much data. */
 enum { BATCH_BYTES = 64 * 1024 };
-enum { REGISTER_TIMEOUT_S = 10, SLOTS_MAX = 4096 };
+enum { REGISTER_TIMEOUT_S = 10, SLOTS_MAX = 4096, CACHE_LINE = 64 };
 
 struct queue;
 
@@ -58,6 +58,7 @@ struct slot {
     struct iovec iov[2]; /* for the kernel */
     uint64_t commit_id;
     struct fuse_buf request;
+    size_t args_bytes;
     atomic_uint_fast64_t unique; /* of the request that is being served; 0: none */
     size_t reply_bytes;
     bool committed;    /* by its queue's thread itself */
@@ -65,8 +66,9 @@ struct slot {
     struct slot *next_done;
 };
 
+/* What a thread writes for each request lies in its own queue, in cache lines of its own. */
 struct queue {
-    struct rings *rings;
+    _Alignas(CACHE_LINE) struct rings *rings;
     uint16_t id; /* the CPU's number */
     pthread_t thread;
     bool has_thread, has_ring;
@@ -75,6 +77,7 @@ struct queue {
     unsigned live; /* slots that the kernel has, or will get back */
     unsigned away; /* slots that other threads serve, and the one that this one does */
     size_t batch_bytes;
+    atomic_uint busy; /* slots that are being served */
     int wake_fd;
     uint64_t wake_value;
     pthread_mutex_t lock;         /* of done */
@@ -85,6 +88,7 @@ struct queue {
 enum state { MADE, AGREED, SERVING };
 
 struct rings {
+    struct mount *mount;
     struct fuse_session *session;
     struct fuse_pool *pool;
     unsigned depth, queue_count;
@@ -92,7 +96,6 @@ struct rings {
     struct queue *queues;
     atomic_int state;
     atomic_bool stopping;
-    atomic_uint busy; /* slots that are being served */
     pthread_mutex_t lock;
     pthread_cond_t changed; /* of what follows, state and stopping */
     unsigned registered;    /* queues that have tried to */
@@ -175,7 +178,7 @@ static void finish(struct slot *s)
 {
     struct queue *q = s->queue;
     atomic_store(&s->unique, 0);
-    atomic_fetch_sub(&q->rings->busy, 1);
+    atomic_fetch_sub(&q->busy, 1);
     if (this_queue == q && this_slot == s) {
         s->committed = true;
         commit(s);
@@ -320,11 +323,33 @@ static void free_slots(struct queue *q)
 
 /* ---- requests ---- */
 
+/* Read right into the slot's payload, or written from there. */
+static bool serve_content(struct slot *s)
+{
+    const struct fuse_in_header *in = s->request.mem;
+    struct content_request request = {
+        .header = in,
+        .args = in + 1,
+        .args_bytes = s->args_bytes,
+        .payload = s->payload,
+        .payload_bytes = s->header->payload_bytes,
+        .buffer = s->payload,
+    };
+    struct content_reply reply;
+    if (!content_serve(s->queue->rings->mount, &request, &reply))
+        return false;
+    if (reply.data != s->payload)
+        memcpy(s->payload, reply.data, reply.bytes);
+    set_reply(s, reply.error, in->unique, reply.bytes);
+    finish(s);
+    return true;
+}
+
 static void serve(struct slot *s)
 {
     this_slot = s;
-    fuse_loop_set_buffer(s->payload);
-    fuse_session_process_buf(s->queue->rings->session, &s->request);
+    if (!serve_content(s))
+        fuse_session_process_buf(s->queue->rings->session, &s->request);
     this_slot = NULL;
 }
 
@@ -370,7 +395,7 @@ static void take(struct slot *s, bool more)
     struct fuse_in_header in;
     memcpy(&in, s->header->in_out, sizeof(in));
     s->commit_id = s->header->commit_id;
-    atomic_fetch_add(&q->rings->busy, 1);
+    atomic_fetch_add(&q->busy, 1);
     atomic_store(&s->unique, in.unique);
     size_t args = (size_t)in.len - sizeof(in) - payload_bytes;
     if (in.len < sizeof(in) + payload_bytes || args > sizeof(s->header->args) ||
@@ -387,6 +412,7 @@ static void take(struct slot *s, bool more)
     memcpy(start, &in, sizeof(in));
     memcpy(start + sizeof(in), s->header->args, args);
     s->request = (struct fuse_buf){.mem = start, .size = in.len};
+    s->args_bytes = args;
 
     bool hand_over = is_long(&in, start + sizeof(in), args) ||
                      ((more || q->away > 0) && is_large(&in, start + sizeof(in), args));
@@ -444,6 +470,8 @@ static void *queue_main(void *arg)
         sched_setaffinity(0, sizeof(cpu), &cpu);
     }
     this_queue = q;
+    /* Spares the kernel looking the ring up at each call; goes without, too. */
+    io_uring_register_ring_fd(&q->ring);
     for (struct slot *s = atomic_load(&q->slots); s; s = s->next)
         push_command(s, ABI_RING_REGISTER);
     await_wake(q);
@@ -550,24 +578,25 @@ static void queue_fini(struct queue *q)
     pthread_mutex_destroy(&q->lock);
 }
 
-int rings_new(struct fuse_session *session, unsigned depth, unsigned max_threads,
-              struct rings **out)
+int rings_new(struct mount *mount, unsigned depth, unsigned max_threads, struct rings **out)
 {
     static const struct fuse_custom_io hooks = {.writev = hook_writev, .read = hook_read};
     *out = NULL;
     struct rings *u = g_new0(struct rings, 1);
-    u->session = session;
+    u->mount = mount;
+    u->session = mount->session;
     u->depth = depth;
     u->queue_count = possible_cpus();
     u->page_bytes = (size_t)sysconf(_SC_PAGESIZE);
-    u->queues = g_new0(struct queue, u->queue_count);
+    u->queues = g_aligned_alloc0(u->queue_count, sizeof(*u->queues), CACHE_LINE);
     u->pool = fuse_pool_new(max_threads, serve_job);
     pthread_mutex_init(&u->lock, NULL);
     pthread_cond_init(&u->changed, NULL);
     int error = 0;
     for (unsigned i = 0; i < u->queue_count && !error; i++)
         error = queue_init(&u->queues[i], u, i);
-    if (!error && fuse_session_custom_io(session, &hooks, sizeof(hooks), fuse_session_fd(session)))
+    if (!error &&
+        fuse_session_custom_io(u->session, &hooks, sizeof(hooks), fuse_session_fd(u->session)))
         error = -EINVAL;
     if (error) {
         rings_stop(u);
@@ -608,7 +637,10 @@ int rings_wait(struct rings *u)
 
 bool rings_quiet(const struct rings *u)
 {
-    return atomic_load(&u->busy) == 0;
+    unsigned busy = 0;
+    for (unsigned i = 0; i < u->queue_count; i++)
+        busy += atomic_load(&u->queues[i].busy);
+    return busy == 0;
 }
 
 void rings_stop(struct rings *u)
@@ -639,6 +671,6 @@ void rings_free(struct rings *u)
         queue_fini(&u->queues[i]);
     pthread_cond_destroy(&u->changed);
     pthread_mutex_destroy(&u->lock);
-    g_free(u->queues);
+    g_aligned_free(u->queues);
     g_free(u);
 }

@@ -19,19 +19,17 @@
 
 #include <stdbool.h>
 
-struct fuse_session;
+struct mount;
 struct rings;
 
 /* Requests that a queue (there is one for each CPU) takes at once, each with a buffer of
  * FUSE_IO_BYTES. It takes more when all of these wait for something. */
 enum { RINGS_DEPTH_DEFAULT = 8, RINGS_DEPTH_MAX = 128 };
 
-/* For a session that is mounted and not served yet. Up to max_threads threads besides those of
- * the queues serve what takes long. The session's userdata is a
- * struct mount; *out is its member `rings`, where replies look for it. Negative errno if the
- * system does not allow it. */
-int rings_new(struct fuse_session *session, unsigned depth, unsigned max_threads,
-              struct rings **out);
+/* For a mount whose session is there and not served yet. Up to max_threads threads besides those of
+ * the queues serve what takes long. *out is its member `rings`, where replies look for it.
+ * Negative errno if the system does not allow it. */
+int rings_new(struct mount *mount, unsigned depth, unsigned max_threads, struct rings **out);
 
 /* From the session's init(): whether the kernel offers it. */
 void rings_init(struct rings *u, bool offered);

@@ -61,7 +61,8 @@ static void enqueue(struct sealer *s, uint64_t ino)
 void sealer_note_write(struct fs *fs, struct inode *inode)
 {
     atomic_store(&inode->written_ms, now_ms());
-    if (atomic_exchange(&inode->unsealed, true))
+    /* Mostly it is so already, and then its cache line need not be taken. */
+    if (atomic_load(&inode->unsealed) || atomic_exchange(&inode->unsealed, true))
         return;
     uint8_t key[KEY_MAX];
     metadb_put(fs->db, key, key_u64(key, KEY_UNSEALED, inode->ino), NULL, 0);

@@ -105,4 +105,28 @@ test_tree_survives() {
     mount_down
 }
 
+# A set-user-ID program that somebody else changes is one no more, whatever way it is written.
+test_setuid_falls() {
+    local options how
+    as_nobody() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
+    for options in '' nowriteback; do
+        mount_up "$options"
+        for how in oflag=append oflag=direct conv=fsync; do
+            random_file "$MNT/program" 8192
+            chmod 6777 "$MNT/program"
+            as_nobody dd if=/dev/zero of="$MNT/program" bs=4096 count=1 conv=notrunc "$how" status=none
+            # Asking for the blocks, too, brings what the daemon has: the kernel keeps its mode.
+            assert_eq "$how $(stat -c '%a %b' "$MNT/program" | cut -d ' ' -f 1)" "$how 777"
+        done
+        chmod 6777 "$MNT/program"
+        as_nobody bash -c ': >"$1"' - "$MNT/program"
+        assert_eq "$(stat -c '%a %b' "$MNT/program")" "777 0"
+        # Not by root.
+        chmod 6777 "$MNT/program"
+        echo text >>"$MNT/program"
+        assert_eq "$(stat -c %a "$MNT/program")" 6777
+        mount_down
+    done
+}
+
 run_tests "$@"
