@@ -37,7 +37,7 @@ def caches(name):
 
 def add_raced(bench, row, what, unit, samples, goal, higher=True, ratio_of="of the best mode"):
     """A line of cowfs as it is by default against the best of passthrough_hp's modes; the others
-    are in the JSON. Where cowfs was raced in several modes, too, a second one: best to best."""
+    are in the JSON. Where another mode of cowfs is better, a second one: best to best."""
     peers = [n for n in samples if n.startswith(PEER)]
     own = [n for n in samples if n.startswith("cowfs") and samples[n]]
     best = best_of(samples, peers, higher)
@@ -45,8 +45,8 @@ def add_raced(bench, row, what, unit, samples, goal, higher=True, ratio_of="of t
     line = bench.report.add(row, what, unit, {"cowfs": [], **samples}, ratio, ratio_of, goal,
                             unshown=tuple(n for n in peers if n != best),
                             skipped=bench.cowfs_missing)
-    if len(own) > 1:
-        mode = best_of(samples, own, higher)
+    mode = best_of(samples, own, higher)
+    if mode not in ("", "cowfs"):
         both = {"cowfs": samples[mode], **({best: samples[best]} if best else {})}
         ratio = over(both, "cowfs", best) if higher else over(both, best, "cowfs")
         bench.report.add(row, f"{what}: cowfs's best mode ({mode.removeprefix('cowfs -o ')})",
