@@ -17,7 +17,7 @@ from .sandbox import GIB, MIB, CommandFailed, Skip, wait_until
 ROW_FORK, ROW_SLEEP = 23, 24
 MEMORY_MIB, DIRTY_MIB = 512, 100
 PORT = 6379
-STEPS = ("flush", "stop", "save", "clone", "continue", "start", "restore", "on")
+STEPS = ("flush", "start", "stop", "save", "clone", "continue", "restore", "on")
 
 
 class Vms:
@@ -57,9 +57,9 @@ class Vms:
                     return found[1].decode()
         raise CommandFailed(["ask", name, line], "no answer", seen.decode(errors="replace"))
 
-    def ask_service(self, name):
+    def ask_service(self, name, port=None):
         """Of redis-server in the guest, over the network."""
-        port = self.describe(name)["forwards"][str(PORT)]
+        port = port or self.describe(name)["forwards"][str(PORT)]
         with socket.create_connection(("127.0.0.1", port), 60) as service:
             service.settimeout(60)
             service.sendall(b"get count\r\n")
@@ -105,7 +105,7 @@ def one_fork(vms):
     vms.ask("golden", f"fill {DIRTY_MIB}")
     began = time.monotonic()
     steps = json.loads(vms.do("fork", "--json", "--keep-card", "golden", "copy"))
-    vms.ask_service("copy")
+    vms.ask_service("copy", steps["forwards"]["copy"][str(PORT)])
     steps["answer_ms"] = (time.monotonic() - began) * 1000
     vms.ask("golden", "count")
     vms.do("rm", "--force", "copy")

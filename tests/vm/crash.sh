@@ -46,9 +46,9 @@ test_fork() {
     local call n
     need_strace
     up_with_guest
-    for call in sync_file_range sendmsg ioctl renameat,renameat2 unlinkat; do
+    for call in sync_file_range sendmsg ioctl ftruncate copy_file_range renameat,renameat2 unlinkat; do
         # Far enough for every one of the command's own steps.
-        for n in {1..14}; do
+        for n in {1..20}; do
             killed_at "$call" "$n" "$COWVM" fork --keep-card golden copy || break
             printf '%s %s\n' "$call" "$n"
             all_or_nothing
@@ -91,19 +91,19 @@ test_hibernate_and_resume() {
     down_with_guests
 }
 # The guard is through.
-settled() { ! pgrep -x cowvm-guard >/dev/null; }
+settled() { no_process cowvm-guard; }
 
 # The guard dies, too: the next command that is at work on the VM lets it go on.
 test_without_guard() {
     local pid
     need_strace
     up_with_guest
-    # Stopped (as by Ctrl-Z) where it clones: golden stands still.
-    strace -o /dev/null -e trace=ioctl -e inject=ioctl:signal=STOP:when=1 \
+    # Stopped (as by Ctrl-Z) where it shares the memory: golden stands still.
+    strace -o /dev/null -e trace=copy_file_range -e inject=copy_file_range:signal=STOP:when=1 \
         "$COWVM" fork golden copy &
     eventually 30 stopped_fork
-    pid=$(pgrep -x cowvm)
-    kill -KILL "$(pgrep -x cowvm-guard)"
+    pid=$(pids_of cowvm)
+    kill -KILL "$(pids_of cowvm-guard)"
     kill -KILL "$pid"
     wait $! || true
     "$COWVM" exec-qmp golden query-status | json '.running' >/dev/null || fail "it stands still"
@@ -114,7 +114,8 @@ test_without_guard() {
 # Not just at a system call that is traced.
 stopped_fork() {
     local pid
-    pid=$(pgrep -x cowvm) || return 1
+    pid=$(pids_of cowvm)
+    [ -n "$pid" ] || return 1
     for _ in 1 2 3 4 5; do
         grep -q '^State:.*[tT] ' "/proc/$pid/status" || return 1
         sleep 0.1
@@ -124,17 +125,20 @@ stopped_fork() {
 # The daemon of cowfs is killed while a fork is under way. (Until it is restarted under a living
 # mount, running guests end with it; what was committed is there.)
 test_daemon_dies() {
+    local pid
     need_strace
     up_with_guest
     "$COWVM" snapshot golden kept
     sync -f "$MNT"
-    strace -o /dev/null -e trace=ioctl -e inject=ioctl:signal=STOP:when=1 \
+    strace -o /dev/null -e trace=copy_file_range -e inject=copy_file_range:signal=STOP:when=1 \
         "$COWVM" fork golden copy >"$WORK/fork.out" 2>&1 &
     eventually 30 stopped_fork
     kill_daemon
-    kill -CONT "$(pgrep -x cowvm)"
+    kill -CONT "$(pids_of cowvm)"
     wait $! && fail "the fork was said to be done"
-    pkill -KILL -x qemu-system-x86 || true
+    for pid in $(pids_of qemu-system-x86); do
+        kill -KILL "$pid" || true
+    done
     eventually 30 no_process qemu-system-x86
     eventually 30 no_process cowvm-guard
     umount -l "$MNT"
@@ -146,6 +150,4 @@ test_daemon_dies() {
     vms_are "golden golden@kept"
     down_with_guests
 }
-no_process() { ! pgrep -x "$1" >/dev/null; }
-
 run_tests "$@"

@@ -86,7 +86,8 @@ test_guard_dies() {
     mount_up
     have_guest golden
     run_in_background golden
-    guard=$(pgrep -x cowvm-guard) || fail "there is no guard"
+    guard=$(pids_of cowvm-guard)
+    [ -n "$guard" ] || fail "there is no guard"
     kill -KILL "$guard"
     kill -KILL "$runner"
     wait "$runner" 2>/dev/null || true

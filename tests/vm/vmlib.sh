@@ -72,6 +72,16 @@ counts_on() {
 }
 count_above() { [ "$(ask "$1" count)" -gt "$2" ]; }
 
+# Processes of that name that this test has begun: others may run guests here, too.
+pids_of() {
+    local pid
+    for pid in $(pgrep -x "$1"); do
+        grep -qzxF "COWVM_RUN=$COWVM_RUN" "/proc/$pid/environ" 2>/dev/null && echo "$pid"
+    done
+    return 0
+}
+no_process() { [ -z "$(pids_of "$1")" ]; }
+
 # Of the VMs of this test: their QEMUs are told by where they work.
 qemus() {
     local cwd count=0

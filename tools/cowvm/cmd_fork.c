@@ -1,27 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-/*
- * cmd_fork.c - cowvm fork.
- *
- * The source stands still only while its device state is saved and its directory
- * is cloned, once, whatever --count is: further copies are clones of that clone.
- * A copy is made and started under a hidden name and gets its own when its guest
- * runs, so an interrupted fork leaves none, or whole ones.
- */
+/* cmd_fork.c - cowvm fork: its words, and what it tells. */
 #include "tools/cowfs_tool.h"
-#include "tools/cowfs_tree.h"
-#include "tools/cowvm/clone.h"
 #include "tools/cowvm/cowvm.h"
-#include "tools/cowvm/machine.h"
+#include "tools/cowvm/fork.h"
 #include "tools/cowvm/process.h"
+#include "tools/cowvm/runtime.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 static const char help[] =
     "Usage: cowvm fork [OPTION]... RUNNING NEW\n"
@@ -39,28 +27,12 @@ static const char help[] =
     "knows it draws new random numbers), its serial line, its ports and its network address: the\n"
     "guest sees its network card go and a new one come, and has to set that up.\n";
 
-struct copy {
-    struct vm target; /* where it is to be */
-    struct vm vm;     /* what it is */
-    char *hidden;
-    bool cloned, alive, done;
-    struct steps steps;
-};
-
-struct fork {
-    struct vm source;
-    struct copy *copies;
-    int count;
-    bool keep_card;
-    struct steps steps; /* of the source; of the last copy from then on */
-};
-
 /* ---- targets ---- */
 
 static bool locate_copies(struct fork *f, const char *name)
 {
     for (int i = 0; i < f->count; i++) {
-        struct copy *c = &f->copies[i];
+        struct fork_copy *c = &f->copies[i];
         struct stat st;
         g_autofree char *own =
             f->count > 1 ? g_strdup_printf("%s-%d", name, i + 1) : g_strdup(name);
@@ -75,89 +47,6 @@ static bool locate_copies(struct fork *f, const char *name)
     return true;
 }
 
-/* ---- the copies ---- */
-
-/* Of the first copy, which stands still: at leisure. */
-static bool clone_further(struct fork *f)
-{
-    const struct copy *first = &f->copies[0];
-    int fd = openat(f->source.parent_fd, first->hidden, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool ok = fd >= 0;
-    if (!ok)
-        tool_error("%s/%s: %s", f->source.parent, first->hidden, g_strerror(errno));
-    f->copies[0].cloned = ok;
-    for (int i = 1; ok && i < f->count; i++)
-        f->copies[i].cloned = ok = clone_directory(fd, f->source.path, f->source.parent_fd,
-                                                   f->source.parent, f->copies[i].hidden);
-    if (fd >= 0)
-        close(fd);
-    return ok;
-}
-
-/* Its QEMU is there soon after; nobody waits for it yet. */
-static void launch(struct fork *f, struct copy *c)
-{
-    struct qemu_options o = {.incoming = true};
-    c->alive = vm_locate_inside(&c->vm, &f->source, c->hidden) && vm_open_located(&c->vm);
-    if (!c->alive)
-        return;
-    /* What it is called in messages, and by QEMU. */
-    g_free(c->vm.path);
-    c->vm.path = g_strdup(c->target.path);
-    c->alive = runtime_open(&c->vm) && qemu_start(&c->vm, &o);
-}
-
-static void take_up(struct fork *f, struct copy *c)
-{
-    if (c->alive)
-        c->alive = machine_take_up(&c->vm, true, false, &c->steps);
-    if (c->alive && renameat2(f->source.parent_fd, c->hidden, c->target.parent_fd, c->target.name,
-                              RENAME_NOREPLACE) != 0) {
-        tool_error("%s: %s", c->target.path, g_strerror(errno));
-        c->alive = false;
-    }
-    c->done = c->alive;
-    if (c->cloned && !c->done)
-        runtime_discard(f->source.parent_fd, f->source.parent, c->hidden);
-}
-
-/* All at once: guests take their time to let go of a card. */
-static void exchange_cards(struct fork *f)
-{
-    struct qmp **q = g_new0(struct qmp *, (gsize)f->count);
-    if (machine_has_card(&f->source) && !f->keep_card) {
-        for (int i = 0; i < f->count; i++) {
-            struct copy *c = &f->copies[i];
-            if (c->done && (q[i] = qemu_connect(&c->vm)))
-                c->done = machine_drop_card(&c->vm, q[i]);
-        }
-        for (int i = 0; i < f->count; i++) {
-            struct copy *c = &f->copies[i];
-            if (c->done && q[i])
-                c->done = machine_give_card(&c->vm, q[i]);
-            qmp_close(q[i]);
-        }
-    }
-    g_free(q);
-}
-
-static bool fork_all(struct fork *f)
-{
-    f->steps.begin = g_get_monotonic_time();
-    bool ok = machine_clone_running(&f->source, f->copies[0].hidden, &f->steps);
-    f->copies[0].cloned = f->steps.cloned != 0;
-    ok = ok && clone_further(f);
-    for (int i = 0; ok && i < f->count; i++)
-        launch(f, &f->copies[i]);
-    for (int i = 0; i < f->count; i++)
-        take_up(f, &f->copies[i]);
-    journal_end(&f->source);
-    exchange_cards(f);
-    for (int i = 0; i < f->count; i++)
-        ok = ok && f->copies[i].done;
-    return ok;
-}
-
 /* ---- the report ---- */
 
 static double ms(gint64 from, gint64 to)
@@ -165,23 +54,32 @@ static double ms(gint64 from, gint64 to)
     return from && to ? (double)(to - from) / 1000 : 0;
 }
 
+static json_t *forwards_json(const struct fork *f)
+{
+    json_t *all = json_object();
+    for (int i = 0; i < f->count; i++)
+        json_object_set(all, f->copies[i].target.name, f->copies[i].forwards);
+    return all;
+}
+
 static int report(const struct fork *f, bool as_json)
 {
-    const struct steps *s = &f->steps, *last = &f->copies[f->count - 1].steps;
+    const struct steps *s = &f->steps;
     const struct {
         const char *key, *words;
         double value;
     } rows[] = {
-        {"flush_ms", "flush while it runs", ms(s->begin, s->flushed)},
-        {"stop_ms", "stop", ms(s->flushed, s->stopped)},
+        {"flush_ms", "flush while it runs; the new QEMU starts", ms(s->begin, s->flushed)},
+        {"start_ms", "wait for that QEMU", ms(s->flushed, s->started)},
+        {"stop_ms", "stop", ms(s->started, s->stopped)},
         {"save_ms", "save the state, flush the rest", ms(s->stopped, s->saved)},
         {"clone_ms", "clone", ms(s->saved, s->cloned)},
         {"continue_ms", "let the source go on", ms(s->cloned, s->source_on)},
-        {"start_ms", "start the new one's QEMU", ms(s->source_on, last->started)},
-        {"restore_ms", "take up the state", ms(last->started, last->restored)},
-        {"on_ms", "let the new one go on", ms(last->restored, last->on)},
-        {"paused_ms", "the source stood still for", ms(s->flushed, s->source_on)},
-        {"total_ms", "until the new one (the last one) runs", ms(s->begin, last->on)},
+        {"restore_ms", "take up the state", ms(s->source_on, s->restored)},
+        {"on_ms", "let the new one go on", ms(s->restored, s->on)},
+        {"others_ms", "clone, start, take up the others", ms(s->on, s->all_on)},
+        {"paused_ms", "the source stood still for", ms(s->started, s->source_on)},
+        {"total_ms", "until the new ones run", ms(s->begin, s->all_on)},
     };
     if (as_json) {
         json_t *o = json_object(), *names = json_array();
@@ -190,10 +88,11 @@ static int report(const struct fork *f, bool as_json)
         for (int i = 0; i < f->count; i++)
             json_array_append_new(names, json_string(f->copies[i].target.name));
         json_object_set_new(o, "new", names);
+        json_object_set_new(o, "forwards", forwards_json(f));
         return tool_print_json(o);
     }
     for (size_t i = 0; i < G_N_ELEMENTS(rows); i++)
-        printf("%-38s %8.1f ms\n", rows[i].words, rows[i].value);
+        printf("%-42s %8.1f ms\n", rows[i].words, rows[i].value);
     return EXIT_DONE;
 }
 
@@ -208,7 +107,7 @@ static bool fork_vm(struct fork *f, const char *running, const char *name)
         tool_error("%s: does not run ('cowfs clone' copies it as it is)", f->source.path);
         return false;
     }
-    return fork_all(f);
+    return fork_run(f);
 }
 
 int cmd_fork(int argc, char **argv)
@@ -244,7 +143,7 @@ int cmd_fork(int argc, char **argv)
     }
     if (argc - optind != 2)
         return tool_misused("a running VM and a name for the new one are needed");
-    f.copies = g_new0(struct copy, (gsize)f.count);
+    f.copies = g_new0(struct fork_copy, (gsize)f.count);
     for (int i = 0; i < f.count; i++)
         f.copies[i].vm = f.copies[i].target = (struct vm)VM_INIT;
     int status = fork_vm(&f, argv[optind], argv[optind + 1]) ? EXIT_DONE : EXIT_FAILED;
@@ -254,6 +153,7 @@ int cmd_fork(int argc, char **argv)
         vm_close(&f.copies[i].vm);
         vm_close(&f.copies[i].target);
         g_free(f.copies[i].hidden);
+        json_decref(f.copies[i].forwards);
     }
     g_free(f.copies);
     vm_close(&f.source);

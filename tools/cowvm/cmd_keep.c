@@ -58,7 +58,6 @@ static bool clone_at_rest(struct vm *vm, const char *name)
 
 static bool snapshot(struct vm *vm, const struct vm *kept)
 {
-    struct steps unused = {0};
     struct stat st;
     if (!runtime_lock(vm))
         return false;
@@ -68,8 +67,7 @@ static bool snapshot(struct vm *vm, const struct vm *kept)
     }
     runtime_sweep(vm);
     g_autofree char *hidden = hidden_name(vm, HIDDEN_FIRST);
-    bool ok =
-        runtime_pid(vm) ? machine_clone_running(vm, hidden, &unused) : clone_at_rest(vm, hidden);
+    bool ok = runtime_pid(vm) ? machine_clone_running(vm, hidden) : clone_at_rest(vm, hidden);
     if (ok &&
         renameat2(vm->parent_fd, hidden, kept->parent_fd, kept->name, RENAME_NOREPLACE) != 0) {
         tool_error("%s: %s", kept->path, g_strerror(errno));

@@ -47,30 +47,21 @@ static double up_seconds(pid_t pid)
     return (double)now.tv_sec - (double)started / (double)sysconf(_SC_CLK_TCK);
 }
 
-static void add_forward(void *arg, int host_port, int guest_port)
-{
-    char key[12];
-    snprintf(key, sizeof(key), "%d", guest_port);
-    json_object_set_new(arg, key, json_integer(host_port));
-}
-
 /* Asked of QEMU, if no command is at work on the VM: its socket serves one. */
 static json_t *forwards_of(struct vm *vm)
 {
-    json_t *forwards = json_object();
-    if (json_array_size(json_object_get(vm->config, "forward")) == 0)
-        return forwards;
+    json_t *forwards = NULL;
     int lock = openat(vm->run_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (lock >= 0 && flock(lock, LOCK_EX | LOCK_NB) == 0) {
         g_autofree char *reason = NULL;
         struct qmp *q = qmp_connect(vm->run_fd, "qmp", 2000, &reason);
         if (q)
-            qemu_forwards(q, add_forward, forwards);
+            forwards = qemu_forwards(vm, q);
         qmp_close(q);
     }
     if (lock >= 0)
         close(lock);
-    return forwards;
+    return forwards ? forwards : json_object();
 }
 
 static json_t *describe(struct vm *vm)

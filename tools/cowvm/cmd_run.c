@@ -99,14 +99,13 @@ static int wait_for(pid_t pid)
 
 static int run(struct vm *vm, char *const *extra)
 {
-    struct steps unused = {0};
     struct qemu_options o = {
         .incoming = vm_has(vm, VM_STATE), .attached = true, .disposable = true, .extra = extra};
     pid_t pid = qemu_start(vm, &o);
     if (!pid)
         return EXIT_FAILED;
     machine_pid = pid;
-    if (interrupted_by || !machine_take_up(vm, o.incoming, false, &unused)) {
+    if (interrupted_by || !machine_take_up(vm, o.incoming, false)) {
         kill(pid, SIGKILL);
         wait_for(pid);
         return interrupted_by ? 128 + interrupted_by : EXIT_FAILED;

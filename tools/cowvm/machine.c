@@ -18,30 +18,24 @@ static bool failed(const struct vm *vm, const struct qmp *q, const char *doing)
 
 /* ---- starting ---- */
 
-bool machine_take_up(struct vm *vm, bool incoming, bool durable, struct steps *steps)
+bool machine_take_up(struct vm *vm, bool incoming, bool durable)
 {
     struct qmp *q = qemu_connect_new(vm);
     if (!q)
         return false;
-    steps->started = g_get_monotonic_time();
     bool ok;
-    if (incoming) {
-        ok = state_load(vm, q);
-        steps->restored = g_get_monotonic_time();
-        ok = ok && state_go_on(vm, q, durable);
-    } else {
+    if (incoming)
+        ok = state_expect(vm, q) && state_load(vm, q) && state_go_on(vm, q, durable);
+    else
         ok = qmp_do(q, "cont", NULL) || failed(vm, q, "cont");
-    }
-    steps->on = g_get_monotonic_time();
     qmp_close(q);
     return ok;
 }
 
 bool machine_start(struct vm *vm, struct qemu_options *o, bool durable)
 {
-    struct steps unused = {0};
     o->incoming = vm_has(vm, VM_STATE);
-    bool ok = qemu_start(vm, o) && machine_take_up(vm, o->incoming, durable, &unused);
+    bool ok = qemu_start(vm, o) && machine_take_up(vm, o->incoming, durable);
     /* Saved, it still is: nothing is lost. */
     if (!ok && (!o->incoming || vm_has(vm, VM_STATE)))
         runtime_kill(vm);
@@ -58,38 +52,40 @@ static bool is_running(struct qmp *q)
     return running;
 }
 
-static bool clone_stopped(struct vm *vm, struct qmp *q, const char *name, struct steps *steps)
-{
-    if (!qmp_do(q, "stop", NULL))
-        return failed(vm, q, "stop");
-    steps->stopped = g_get_monotonic_time();
-    if (!state_save(vm, q, false))
-        return false;
-    steps->saved = g_get_monotonic_time();
-    bool ok = clone_directory(vm->dir_fd, vm->path, vm->parent_fd, vm->parent, name);
-    steps->cloned = g_get_monotonic_time();
-    return ok;
-}
-
-bool machine_clone_running(struct vm *vm, const char *name, struct steps *steps)
+struct qmp *machine_reach(struct vm *vm, bool *was_running)
 {
     struct qmp *q = qemu_connect(vm);
     if (!q)
+        return NULL;
+    *was_running = is_running(q);
+    if (journal_begin(vm, JOURNAL_PAUSE, *was_running))
+        return q;
+    qmp_close(q);
+    return NULL;
+}
+
+bool machine_stop(struct vm *vm, struct qmp *q)
+{
+    return qmp_do(q, "stop", NULL) || failed(vm, q, "stop");
+}
+
+bool machine_let_go(struct vm *vm, struct qmp *q, bool was_running)
+{
+    return !was_running || qmp_do(q, "cont", NULL) || failed(vm, q, "cont");
+}
+
+bool machine_clone_running(struct vm *vm, const char *name)
+{
+    bool was_running;
+    struct qmp *q = machine_reach(vm, &was_running);
+    if (!q)
         return false;
-    bool was_running = is_running(q);
-    if (!journal_begin(vm, JOURNAL_PAUSE, was_running)) {
-        qmp_close(q);
-        return false;
-    }
     /* Most of what is dirty goes while it runs. */
-    bool ok = state_prepare(vm, q) && vm_flush(vm);
-    steps->flushed = g_get_monotonic_time();
-    ok = ok && clone_stopped(vm, q, name, steps);
-    /* It goes on however that went. */
+    bool ok = state_prepare(vm, q, vm) && vm_flush(vm) && machine_stop(vm, q) &&
+              state_save(vm, q) && state_keep(vm) &&
+              clone_directory(vm->dir_fd, vm->path, vm->parent_fd, vm->parent, name);
     ok = state_drop(vm) && ok;
-    if (was_running && !qmp_do(q, "cont", NULL))
-        ok = failed(vm, q, "cont");
-    steps->source_on = g_get_monotonic_time();
+    ok = machine_let_go(vm, q, was_running) && ok;
     qmp_close(q);
     return ok;
 }
@@ -102,10 +98,10 @@ bool machine_save(struct vm *vm)
     bool was_running = is_running(q);
     bool ok = journal_begin(vm, JOURNAL_MOVE, was_running);
     if (ok) {
-        ok = state_prepare(vm, q) && vm_flush(vm) &&
-             (qmp_do(q, "stop", NULL) || failed(vm, q, "stop")) && state_save(vm, q, true);
-        if (!ok && state_drop(vm) && was_running)
-            qmp_do(q, "cont", NULL);
+        ok = state_prepare(vm, q, vm) && vm_flush(vm) && machine_stop(vm, q) && state_save(vm, q) &&
+             vm_sync(vm) && state_keep(vm) && vm_sync(vm);
+        if (!ok && state_drop(vm))
+            machine_let_go(vm, q, was_running);
     }
     qmp_close(q);
     if (ok)

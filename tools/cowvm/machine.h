@@ -12,19 +12,21 @@
 #include "tools/cowvm/runtime.h"
 #include "tools/cowvm/vm.h"
 
-/* When each step of a fork ended, g_get_monotonic_time; 0: not done. */
-struct steps {
-    gint64 begin, flushed, stopped, saved, cloned, source_on, started, restored, on;
-};
-
 /* One that was started (qemu_start) gets its state, if it has one, and runs. */
-bool machine_take_up(struct vm *vm, bool incoming, bool durable, struct steps *steps);
+bool machine_take_up(struct vm *vm, bool incoming, bool durable);
 /* Starts it: from its saved state, or switches it on. */
 bool machine_start(struct vm *vm, struct qemu_options *o, bool durable);
 
+/* The connection to a running VM, for a command that stops it for a moment and
+ * lets it go on; its journal is open from here on. NULL: said so already. */
+struct qmp *machine_reach(struct vm *vm, bool *was_running);
+bool machine_stop(struct vm *vm, struct qmp *q);
+/* However it went; `was_running`: one that its user has stopped stays stopped. */
+bool machine_let_go(struct vm *vm, struct qmp *q, bool was_running);
+
 /* Clones the running VM with its memory to `name` in its parent directory,
  * stopping it for a moment. The clone is a saved VM. */
-bool machine_clone_running(struct vm *vm, const char *name, struct steps *steps);
+bool machine_clone_running(struct vm *vm, const char *name);
 
 /* Running: saves it for good and ends its QEMU. */
 bool machine_save(struct vm *vm);

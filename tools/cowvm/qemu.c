@@ -277,9 +277,12 @@ const char *qemu_best_accelerator(void)
 
 /* "  TCP[HOST_FORWARD]  12  127.0.0.1 40001  10.0.2.15  6379  0  0": words for people are all
  * there is. */
-void qemu_forwards(struct qmp *q, forward_fn fn, void *arg)
+json_t *qemu_forwards(const struct vm *vm, struct qmp *q)
 {
-    json_t *answer =
+    json_t *forwards = json_object(), *answer;
+    if (json_array_size(json_object_get(vm->config, "forward")) == 0)
+        return forwards;
+    answer =
         qmp_execute(q, "human-monitor-command", json_pack("{s:s}", "command-line", "info usernet"));
     const char *text = json_string_value(answer);
     g_auto(GStrv) lines = g_strsplit(text ? text : "", "\n", -1);
@@ -290,8 +293,9 @@ void qemu_forwards(struct qmp *q, forward_fn fn, void *arg)
              word = strtok_r(NULL, " \r", &state))
             words[n++] = word;
         if (n == G_N_ELEMENTS(words) && strcmp(words[0], "TCP[HOST_FORWARD]") == 0)
-            fn(arg, (int)g_ascii_strtoll(words[3], NULL, 10),
-               (int)g_ascii_strtoll(words[5], NULL, 10));
+            json_object_set_new(forwards, words[5],
+                                json_integer(g_ascii_strtoll(words[3], NULL, 10)));
     }
     json_decref(answer);
+    return forwards;
 }

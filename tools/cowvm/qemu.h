@@ -27,8 +27,8 @@ struct qmp *qemu_connect(struct vm *vm);
 /* "kvm" or "tcg": the best that works here. */
 const char *qemu_best_accelerator(void);
 
-/* A port of the guest's and the one of this machine that leads there. */
-typedef void (*forward_fn)(void *arg, int host_port, int guest_port);
-void qemu_forwards(struct qmp *q, forward_fn fn, void *arg);
+/* {"22": 40001}: ports of the guest's, and those of this machine that lead there.
+ * The caller frees it. */
+json_t *qemu_forwards(const struct vm *vm, struct qmp *q);
 
 #endif

@@ -73,11 +73,11 @@ static bool wait_finished(struct vm *vm, struct qmp *q)
     return finished;
 }
 
-bool state_prepare(struct vm *vm, struct qmp *q)
+bool state_prepare(struct vm *vm, struct qmp *q, const struct vm *to)
 {
-    int fd = openat(vm->dir_fd, VM_STATE_NEW, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int fd = openat(to->dir_fd, VM_STATE_NEW, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0) {
-        tool_error("%s/%s: %s", vm->path, VM_STATE_NEW, g_strerror(errno));
+        tool_error("%s/%s: %s", to->path, VM_STATE_NEW, g_strerror(errno));
         return false;
     }
     /* Its default speed is meant for networks. */
@@ -90,22 +90,23 @@ bool state_prepare(struct vm *vm, struct qmp *q)
     return ok;
 }
 
-bool state_save(struct vm *vm, struct qmp *q, bool sync)
+bool state_save(struct vm *vm, struct qmp *q)
 {
     /* While QEMU writes its state, the kernel writes back what is dirty. */
     if (!qmp_do(q, "migrate", json_pack("{s:s}", "uri", "fd:state")))
         return failed(vm, q, "migrate");
     bool flushed = vm_flush(vm);
-    if (!wait_migrated(vm, q, "saving its state") || !wait_finished(vm, q) || !flushed)
-        return false;
-    /* The state file, and what saving it has touched. */
-    if (!vm_flush(vm) || (sync && !vm_sync(vm)))
-        return false;
-    if (renameat(vm->dir_fd, VM_STATE_NEW, vm->dir_fd, VM_STATE) != 0) {
-        tool_error("%s/%s: %s", vm->path, VM_STATE, g_strerror(errno));
-        return false;
-    }
-    return !sync || vm_sync(vm);
+    /* Once more: the state file, and what saving it has touched. */
+    return wait_migrated(vm, q, "saving its state") && wait_finished(vm, q) && flushed &&
+           vm_flush(vm);
+}
+
+bool state_keep(const struct vm *to)
+{
+    if (renameat(to->dir_fd, VM_STATE_NEW, to->dir_fd, VM_STATE) == 0)
+        return true;
+    tool_error("%s/%s: %s", to->path, VM_STATE, g_strerror(errno));
+    return false;
 }
 
 bool state_drop(struct vm *vm)
@@ -116,19 +117,33 @@ bool state_drop(struct vm *vm)
 
 /* ---- taking it up ---- */
 
-bool state_load(struct vm *vm, struct qmp *q)
+bool state_expect(struct vm *vm, struct qmp *q)
+{
+    return set_capabilities(vm, q);
+}
+
+bool state_load_begin(struct vm *vm, struct qmp *q)
 {
     int fd = openat(vm->dir_fd, VM_STATE, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         tool_error("%s/%s: %s", vm->path, VM_STATE, g_strerror(errno));
         return false;
     }
-    bool ok = set_capabilities(vm, q) && (qmp_send_fd(q, "state", fd) || failed(vm, q, "getfd")) &&
+    bool ok = (qmp_send_fd(q, "state", fd) || failed(vm, q, "getfd")) &&
               (qmp_do(q, "migrate-incoming", json_pack("{s:s}", "uri", "fd:state")) ||
-               failed(vm, q, "migrate-incoming")) &&
-              wait_migrated(vm, q, "taking up its state");
+               failed(vm, q, "migrate-incoming"));
     close(fd);
     return ok;
+}
+
+bool state_load_end(struct vm *vm, struct qmp *q)
+{
+    return wait_migrated(vm, q, "taking up its state");
+}
+
+bool state_load(struct vm *vm, struct qmp *q)
+{
+    return state_load_begin(vm, q) && state_load_end(vm, q);
 }
 
 bool state_go_on(struct vm *vm, struct qmp *q, bool durable)

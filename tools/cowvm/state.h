@@ -12,18 +12,26 @@
 #include "tools/cowvm/qmp.h"
 #include "tools/cowvm/vm.h"
 
-/* Before anything else; the guest may run. Opens the new state file. */
-bool state_prepare(struct vm *vm, struct qmp *q);
-/* The guest has been stopped: saves what is in QEMU, flushes what is in the
- * kernel, and gives the file its name: from now on the directory is a saved
- * VM. `sync`: and it is durable. */
-bool state_save(struct vm *vm, struct qmp *q, bool sync);
-/* Undoes either: no state file, under no name. */
+/* Before anything else; the guest may run. Opens the new state file, in the
+ * directory of `to`: the VM's own, or a clone in the making. */
+bool state_prepare(struct vm *vm, struct qmp *q, const struct vm *to);
+/* The guest has been stopped: saves what is in QEMU, and flushes what is in the
+ * kernel of memory and disk. */
+bool state_save(struct vm *vm, struct qmp *q);
+/* Gives the file its name, now that memory and disk beside it are what it
+ * belongs to: from now on that directory is a saved VM. */
+bool state_keep(const struct vm *to);
+/* Undoes all of it: no state file, under no name. */
 bool state_drop(struct vm *vm);
 
+/* Before state_load; a while before, where time counts then. */
+bool state_expect(struct vm *vm, struct qmp *q);
 /* Takes the state up in a QEMU that was started with `incoming`; it stays
  * stopped. */
 bool state_load(struct vm *vm, struct qmp *q);
+/* The same in two parts, so that several load at once. */
+bool state_load_begin(struct vm *vm, struct qmp *q);
+bool state_load_end(struct vm *vm, struct qmp *q);
 /* Lets the guest go on, for which the state file loses its name. `durable`: a
  * power cut does not bring it back beside a memory.snap that has moved on. A
  * clone needs no such care: it shares all its chunks, and none is overwritten. */

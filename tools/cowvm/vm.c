@@ -14,8 +14,6 @@
 #include <unistd.h>
 
 #define DEFAULT_DIRECTORY "/var/lib/vms"
-#define CONFIG "vm.json"
-#define CONFIG_NEW "vm.json.new"
 
 /* ---- where it is ---- */
 
@@ -133,20 +131,20 @@ bool vm_write_config(struct vm *vm)
     g_autofree char *line = g_strconcat(text, "\n", NULL);
     free(text);
     size_t length = strlen(line);
-    int fd = openat(vm->dir_fd, CONFIG_NEW, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    int fd = openat(vm->dir_fd, VM_CONFIG_NEW, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     bool ok = fd >= 0 && write(fd, line, length) == (ssize_t)length;
     if (fd >= 0 && close(fd) != 0)
         ok = false;
-    ok = ok && renameat(vm->dir_fd, CONFIG_NEW, vm->dir_fd, CONFIG) == 0;
+    ok = ok && renameat(vm->dir_fd, VM_CONFIG_NEW, vm->dir_fd, VM_CONFIG) == 0;
     if (!ok)
-        tool_error("%s/%s: %s", vm->path, CONFIG, g_strerror(errno));
+        tool_error("%s/%s: %s", vm->path, VM_CONFIG, g_strerror(errno));
     return ok;
 }
 
 static bool read_config(struct vm *vm)
 {
     json_error_t reason;
-    int fd = openat(vm->dir_fd, CONFIG, O_RDONLY | O_CLOEXEC);
+    int fd = openat(vm->dir_fd, VM_CONFIG, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         tool_error("%s: %s", vm->path,
                    errno == ENOENT ? "is no VM: there is no vm.json in it" : g_strerror(errno));
@@ -155,12 +153,12 @@ static bool read_config(struct vm *vm)
     vm->config = json_loadfd(fd, JSON_REJECT_DUPLICATES, &reason);
     close(fd);
     if (!json_is_object(vm->config)) {
-        tool_error("%s/%s: %s", vm->path, CONFIG, reason.text);
+        tool_error("%s/%s: %s", vm->path, VM_CONFIG, reason.text);
         return false;
     }
     const char *uuid = vm_uuid(vm);
     if (vm_number(vm, "version", 0) != 1 || !uuid || !g_uuid_string_is_valid(uuid)) {
-        tool_error("%s/%s: is not of a kind that this cowvm knows", vm->path, CONFIG);
+        tool_error("%s/%s: is not of a kind that this cowvm knows", vm->path, VM_CONFIG);
         return false;
     }
     return true;

@@ -37,6 +37,8 @@
 #define VM_STATE_NEW "snapshot.snap.new" /* while it is being written */
 #define VM_KERNEL "kernel"
 #define VM_INITRD "initrd"
+#define VM_CONFIG "vm.json"
+#define VM_CONFIG_NEW "vm.json.new" /* while it is being written */
 
 struct vm {
     char *parent, *name; /* the directory's */
