@@ -269,6 +269,9 @@ static bool discard_hidden(int parent_fd, const char *parent, const char *owner)
 
 void runtime_sweep(const struct vm *vm)
 {
+    /* Its own, too: a command that could not even remove them has ended in order. */
+    if (vm->lock_fd >= 0)
+        discard_hidden(vm->parent_fd, vm->parent, vm_uuid(vm));
     discard_hidden(vm->parent_fd, vm->parent, NULL);
 }
 

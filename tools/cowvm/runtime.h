@@ -57,7 +57,8 @@ void journal_end(struct vm *vm);
  * owner itself lives (cowvm run --rm). The caller frees it. */
 enum { HIDDEN_OWNER = 0, HIDDEN_FIRST = 1 };
 char *hidden_name(const struct vm *owner, unsigned number);
-/* Removes what interrupted commands have left in vm->parent. */
+/* Removes what interrupted commands have left in vm->parent. The VM's lock is
+ * held, and its journal not yet begun. */
 void runtime_sweep(const struct vm *vm);
 /* Kills the QEMU of the VM in parent/name, if there is one, and removes both
  * directories. */
