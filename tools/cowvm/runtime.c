@@ -3,6 +3,7 @@
 #include "tools/cowfs_tool.h"
 #include "tools/cowfs_tree.h"
 #include "tools/cowvm/qmp.h"
+#include "tools/cowvm/state.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -281,7 +282,7 @@ static bool go_on(struct vm *vm)
 {
     g_autofree char *reason = NULL;
     struct qmp *q = qmp_connect(vm->run_fd, "qmp", 5000, &reason);
-    bool ok = q && qmp_do(q, "cont", NULL);
+    bool ok = q && state_cancel(vm, q) && qmp_do(q, "cont", NULL);
     if (!ok)
         tool_error("%s: cannot be continued: %s", vm->path, q ? qmp_error(q) : reason);
     qmp_close(q);

@@ -73,6 +73,27 @@ static bool wait_finished(struct vm *vm, struct qmp *q)
     return finished;
 }
 
+static bool is_saving(struct qmp *q)
+{
+    static const char *const at_work[] = {"setup",          "active",     "device",
+                                          "pre-switchover", "cancelling", NULL};
+    json_t *info = qmp_execute(q, "query-migrate", NULL);
+    const char *status = json_string_value(json_object_get(info, "status"));
+    bool saving = status && g_strv_contains(at_work, status);
+    json_decref(info);
+    return saving;
+}
+
+bool state_cancel(struct vm *vm, struct qmp *q)
+{
+    for (int waited_ms = 0; is_saving(q) && waited_ms < MIGRATION_TIMEOUT_MS; waited_ms++) {
+        if (!qmp_do(q, "migrate_cancel", NULL))
+            return failed(vm, q, "migrate_cancel");
+        poll(NULL, 0, 1);
+    }
+    return wait_finished(vm, q);
+}
+
 bool state_prepare(struct vm *vm, struct qmp *q, const struct vm *to)
 {
     int fd = openat(to->dir_fd, VM_STATE_NEW, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);

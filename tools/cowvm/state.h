@@ -24,6 +24,10 @@ bool state_keep(const struct vm *to);
 /* Undoes all of it: no state file, under no name. */
 bool state_drop(struct vm *vm);
 
+/* Waits until no saving is under way any more, whoever began it: one that comes
+ * to its end stops a guest that was let go meanwhile. */
+bool state_cancel(struct vm *vm, struct qmp *q);
+
 /* Before state_load; a while before, where time counts then. */
 bool state_expect(struct vm *vm, struct qmp *q);
 /* Takes the state up in a QEMU that was started with `incoming`; it stays
