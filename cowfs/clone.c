@@ -15,6 +15,7 @@
  */
 #include "cowfs/clone.h"
 
+#include "cowfs/caller.h"
 #include "cowfs/file.h"
 #include "cowfs/names.h"
 #include "cowfs/sealer.h"
@@ -42,33 +43,6 @@ struct plan {
     int error;
 };
 
-enum { MAY_READ = 4, MAY_WRITE = 2, MAY_EXEC = 1 };
-
-static bool in_group(const struct caller *caller, uint32_t gid)
-{
-    if (caller->gid == gid)
-        return true;
-    for (unsigned i = 0; i < caller->group_count; i++)
-        if (caller->groups[i] == gid)
-            return true;
-    return false;
-}
-
-/* As the kernel's generic_permission without ACLs; root may all. */
-static bool may(const struct caller *caller, struct inode *inode, unsigned want)
-{
-    if (caller->uid == 0)
-        return true;
-    pthread_mutex_lock(&inode->attr_lock);
-    unsigned mode = inode->attr.mode;
-    if (caller->uid == inode->attr.uid)
-        mode >>= 6;
-    else if (in_group(caller, inode->attr.gid))
-        mode >>= 3;
-    pthread_mutex_unlock(&inode->attr_lock);
-    return (mode & want) == want;
-}
-
 static struct plan_item *item_at(struct plan *p, unsigned i)
 {
     return &g_array_index(p->items, struct plan_item, i);
@@ -82,7 +56,7 @@ static int plan_add(struct plan *p, struct inode *src, const char *name, unsigne
     pthread_mutex_unlock(&src->attr_lock);
     g_array_append_val(p->items, item); /* owns the reference from here on */
     unsigned want = S_ISDIR(item.mode) ? MAY_READ | MAY_EXEC : MAY_READ;
-    if (!S_ISLNK(item.mode) && !may(p->caller, src, want))
+    if (!S_ISLNK(item.mode) && !caller_may(p->caller, src, want))
         return -EACCES;
     if (S_ISDIR(item.mode))
         p->io->directories++;
@@ -316,7 +290,7 @@ static int check_destination(struct plan *p, struct inode *dir, const char *name
         return -ENOTDIR;
     if (dir->attr.nlink == 0)
         return -ENOENT;
-    if (!may(p->caller, dir, MAY_WRITE | MAY_EXEC))
+    if (!caller_may(p->caller, dir, MAY_WRITE | MAY_EXEC))
         return -EACCES;
     error = names_find_locked(p->fs, dir->ino, name, &ino, &type);
     return error == -ENOENT ? 0 : error ? error : -EEXIST;
@@ -372,5 +346,24 @@ int clone_tree(struct fs *fs, uint64_t src_ino, uint64_t dir_ino, const char *na
     plan_free(&p);
     inode_put(src);
     inode_put(dir);
+    return error;
+}
+
+int clone_child(struct fs *fs, uint64_t src_dir, const char *src_name, uint64_t dir,
+                const char *name, const struct caller *caller, struct cowfs_ioc_clone *io)
+{
+    struct inode *parent, *src = NULL;
+    if (!*src_name)
+        return clone_tree(fs, src_dir, dir, name, caller, io);
+    int error = inode_get(fs->inodes, src_dir, &parent);
+    if (error)
+        return error;
+    /* That it may be opened says nothing of looking up names in it. */
+    error = caller_may(caller, parent, MAY_EXEC) ? names_lookup(fs, src_dir, src_name, &src)
+                                                 : -EACCES;
+    if (!error)
+        error = clone_tree(fs, src->ino, dir, name, caller, io);
+    inode_put(src);
+    inode_put(parent);
     return error;
 }

@@ -14,6 +14,11 @@
 int clone_tree(struct fs *fs, uint64_t src, uint64_t dir, const char *name,
                const struct caller *caller, struct cowfs_ioc_clone *io);
 
+/* The same of the child `src_name` of a directory, which the caller has open; an empty name:
+ * of the directory itself. */
+int clone_child(struct fs *fs, uint64_t src_dir, const char *src_name, uint64_t dir,
+                const char *name, const struct caller *caller, struct cowfs_ioc_clone *io);
+
 int usage_stat(struct fs *fs, uint64_t ino, struct cowfs_ioc_stat *out);
 /* -EAGAIN if the tree changes so much that no answer was found. */
 int usage_du(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out);

@@ -6,6 +6,7 @@
  * the struct goes in and comes back whole, so no pointers and at most 16 KiB.
  */
 #include "cowfs/clone.h"
+#include "cowfs/delete.h"
 #include "cowfs/flat.h"
 #include "cowfs/fuse_backing.h"
 #include "cowfs/fuse_ops.h"
@@ -17,7 +18,10 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { GROUPS_MAX = 1024 };
+enum {
+    GROUPS_MAX = 1024,
+    MANY_MS = 20, /* a worker's time for requests of many names */
+};
 
 /* What a handler gets: the caller's struct, a copy that goes back to him. */
 struct call {
@@ -27,6 +31,8 @@ struct call {
     uint64_t ino;
     uint64_t fh; /* how the handle is served: enum open_kind */
     void *io;
+    bool handed_over; /* io and the answer: to another thread */
+    gid_t groups[GROUPS_MAX];
 };
 
 static int do_token(struct call *c)
@@ -35,31 +41,130 @@ static int do_token(struct call *c)
     return token_give(c->mount->service->tokens, c->ino, io->token);
 }
 
+/* libfuse reads the groups from /proc, which takes longer than a clone; root may do all
+ * without. If they are not to be had, only the primary group counts. */
+static struct caller caller_of(struct call *c)
+{
+    struct caller caller = mount_caller(c->req);
+    if (caller.uid != 0) {
+        int group_count = fuse_req_getgroups(c->req, GROUPS_MAX, c->groups);
+        caller.groups = c->groups;
+        caller.group_count = (unsigned)CLAMP(group_count, 0, GROUPS_MAX);
+    }
+    return caller;
+}
+
+/* The kernel knows nothing of a new entry: names that are absent it does not cache, but it does
+ * the directory's times and size. */
+static void forget_attributes(const struct call *c)
+{
+    fuse_lowlevel_notify_inval_inode(c->mount->session, c->ino, -1, 0);
+}
+
 static int do_clone(struct call *c)
 {
     struct cowfs_ioc_clone *io = c->io;
-    struct caller caller = mount_caller(c->req);
-    gid_t groups[GROUPS_MAX];
+    struct caller caller = caller_of(c);
     uint64_t source;
-
-    /* libfuse reads them from /proc, which takes longer than the clone; root may
-     * do all without. If they are not to be had, only the primary group counts. */
-    if (caller.uid != 0) {
-        int group_count = fuse_req_getgroups(c->req, GROUPS_MAX, groups);
-        caller.groups = groups;
-        caller.group_count = (unsigned)CLAMP(group_count, 0, GROUPS_MAX);
-    }
 
     if (!memchr(io->name, '\0', sizeof(io->name)))
         return -ENAMETOOLONG;
     int error = token_find(c->mount->service->tokens, io->token, &source);
     if (error == 0)
         error = clone_tree(c->fs, source, c->ino, io->name, &caller, io);
-    /* The kernel knows nothing of the new entry: names that are absent it does
-     * not cache, but it does the directory's times and size. */
     if (error == 0)
-        fuse_lowlevel_notify_inval_inode(c->mount->session, c->ino, -1, 0);
+        forget_attributes(c);
     return error;
+}
+
+/* The names of a request of many, one after the other. */
+struct name_list {
+    const char *at, *end;
+};
+
+static struct name_list name_list(const char names[COWFS_NAMES_BYTES])
+{
+    return (struct name_list){names, names + COWFS_NAMES_BYTES};
+}
+
+/* NULL if the list ends before. */
+static const char *next_name(struct name_list *l)
+{
+    const char *name = l->at, *nul = memchr(name, '\0', (size_t)(l->end - name));
+    if (!nul)
+        return NULL;
+    l->at = nul + 1;
+    return name;
+}
+
+static int clone_pair(struct call *c, const struct caller *caller, uint64_t source,
+                      struct name_list *names)
+{
+    struct cowfs_ioc_clone_many *io = c->io;
+    struct cowfs_ioc_clone one;
+    const char *from = next_name(names), *to = from ? next_name(names) : NULL;
+    if (!to)
+        return -EINVAL;
+    int error = clone_child(c->fs, source, from, c->ino, to, caller, &one);
+    if (error)
+        return error;
+    io->files += one.files;
+    io->directories += one.directories;
+    io->symlinks += one.symlinks;
+    io->left_out += one.left_out;
+    io->done++;
+    return 0;
+}
+
+static int do_clone_many(struct call *c)
+{
+    struct cowfs_ioc_clone_many *io = c->io;
+    struct caller caller = caller_of(c);
+    struct name_list names = name_list(io->names);
+    int64_t until_us = g_get_monotonic_time() + MANY_MS * INT64_C(1000);
+    uint64_t source;
+    int error = token_find(c->mount->service->tokens, io->token, &source);
+    if (error)
+        return error;
+    io->files = io->directories = io->symlinks = io->left_out = 0;
+    io->done = 0;
+    while (!error && io->done < io->count && (io->done == 0 || g_get_monotonic_time() < until_us))
+        error = clone_pair(c, &caller, source, &names);
+    io->error = -error;
+    if (io->done)
+        forget_attributes(c);
+    return 0;
+}
+
+static int do_delete(struct call *c)
+{
+    struct cowfs_ioc_delete *io = c->io;
+    struct caller caller = caller_of(c);
+    struct name_list names = name_list(io->names);
+    int64_t until_us = g_get_monotonic_time() + MANY_MS * INT64_C(1000);
+    struct deletion d = {
+        .req = c->req,
+        .dir = c->ino,
+        .io = io,
+        .tops = g_array_new(FALSE, FALSE, sizeof(uint64_t)),
+        .inos = g_array_new(FALSE, FALSE, sizeof(uint64_t)),
+    };
+    int error = 0;
+    io->files = io->directories = 0;
+    io->done = 0;
+    while (!error && io->done < io->count && (io->done == 0 || g_get_monotonic_time() < until_us)) {
+        const char *name = next_name(&names);
+        guint before = d.inos->len;
+        error = name ? delete_tree(c->fs, c->ino, name, &caller, io, d.inos) : -EINVAL;
+        if (error)
+            break;
+        g_array_append_val(d.tops, g_array_index(d.inos, uint64_t, before));
+        io->done++;
+    }
+    io->error = -error;
+    c->handed_over = true;
+    notifier_deleted(c->mount->notifier, &d);
+    return 0;
 }
 
 /* Why an open for reading would not be served past the daemon by this mount; "" if it
@@ -200,11 +305,13 @@ static const struct handler {
     {COWFS_IOC_DIFF, do_diff, false},   {COWFS_IOC_COMMIT, do_commit, false},
     {COWFS_IOC_INFO, do_info, false},   {COWFS_IOC_PACK, do_pack, true},
     {COWFS_IOC_SCRUB, do_scrub, false}, {COWFS_IOC_DAMAGE, do_damage, false},
+    {COWFS_IOC_DELETE, do_delete, true}, {COWFS_IOC_CLONE_MANY, do_clone_many, true},
 };
 
 _Static_assert(sizeof(gid_t) == sizeof(uint32_t), "struct caller takes the list as it is");
 /* The size has 14 bits in a command. */
 _Static_assert(sizeof(struct cowfs_ioc_diff) < 1 << _IOC_SIZEBITS, "too large for an ioctl");
+_Static_assert(sizeof(struct cowfs_ioc_clone_many) < 1 << _IOC_SIZEBITS, "too large for an ioctl");
 _Static_assert(sizeof(struct cowfs_ioc_info) < 1 << _IOC_SIZEBITS, "too large for an ioctl");
 
 static const struct handler *find_handler(unsigned command)
@@ -251,6 +358,8 @@ void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fu
         .io = g_memdup2(in, size),
     };
     int error = handler->fn(&call);
+    if (call.handed_over)
+        return;
     if (error)
         reply_status(req, error);
     else

@@ -190,7 +190,8 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
     if (config->io_uring_depth)
         start_rings(m, config->io_uring_depth, max_threads);
     mount->seeker = seeker_new(mount);
-    if (mount->seeker)
+    mount->notifier = notifier_new(mount);
+    if (mount->seeker && mount->notifier)
         m->loop = fuse_loop_start(mount, max_threads, m->ended_fd);
     if (!m->loop)
         return errmsg_set(err, -EAGAIN, "cannot start threads");
@@ -265,13 +266,15 @@ static void cut_off(struct mounted *m)
      * nobody else has had the time to mount there. */
     bool ours = m->dev == 0 || mountpoint_is_ours(m);
 
-    /* MNT_FORCE ends all requests. It matters for the seeker: it may be inside
-     * a call that waits for one, and holds the descriptor open. */
+    /* MNT_FORCE ends all requests. It matters for the seeker and the notifier: they may be
+     * inside a call that waits for one, and hold the descriptor open. */
     if (ours && m->dev && umount2(path, MNT_FORCE | MNT_DETACH | UMOUNT_NOFOLLOW) != 0 &&
         errno != EPERM)
         g_warning("%s: umount: %s", path, g_strerror(errno));
     seeker_free(m->mount.seeker);
     m->mount.seeker = NULL;
+    notifier_free(m->mount.notifier);
+    m->mount.notifier = NULL;
     /* libfuse unmounts whatever is at that path. */
     if (ours)
         fuse_session_unmount(m->mount.session);

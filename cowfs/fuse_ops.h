@@ -22,6 +22,7 @@
 #define FUSE_USE_VERSION 318
 
 #include "cowfs/fs.h"
+#include "cowfs/ioctl.h"
 
 #include <fuse_lowlevel.h>
 #include <semaphore.h>
@@ -32,15 +33,16 @@
 
 /*
  * How long the kernel may keep attributes and names. All changes come through
- * this kernel, which then forgets what it has to; only the clone ioctl adds a
- * name behind its back. So positive answers may be kept for good, and absence
- * is never cached.
+ * this kernel, which then forgets what it has to; only ioctls make and delete
+ * names behind its back. Of what is deleted it is told (fuse_notify.c). So positive
+ * answers may be kept for good, and absence is never cached.
  */
 #define FUSE_TIMEOUT_S (365.0 * 86400.0)
 
 struct token_table;
 struct seeker;
 struct opener;
+struct notifier;
 
 /* What the mounts of one store share. */
 struct service {
@@ -68,6 +70,7 @@ struct mount {
     double timeout_s;          /* how long the kernel may keep attributes and names */
     unsigned max_read_bytes;
     struct seeker *seeker;
+    struct notifier *notifier;
     sem_t initialised; /* posted by init */
     int init_error;    /* negative errno if the kernel lacks what we need */
 };
@@ -203,6 +206,20 @@ void op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t in_offset,
 struct seeker *seeker_new(struct mount *m);
 void seeker_free(struct seeker *s); /* answers what waits; no new requests may come */
 void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, struct fuse_file_info *fi);
+
+/* fuse_notify.c: names that were deleted by ioctls. */
+struct notifier *notifier_new(struct mount *m);
+void notifier_free(struct notifier *n); /* as seeker_free */
+/* Names are gone: `io` has them, and is the answer to `req` once the kernel has dropped them. */
+struct deletion {
+    fuse_req_t req;
+    uint64_t dir;
+    struct cowfs_ioc_delete *io;
+    GArray *tops; /* uint64_t: what the first so many names stood for */
+    GArray *inos; /* uint64_t: all that has lost a name */
+};
+/* Takes over all that is in it. */
+void notifier_deleted(struct notifier *n, const struct deletion *d);
 
 /* fuse_token.c: a token for an inode, and back; -ESTALE if it has expired or
  * never was. */

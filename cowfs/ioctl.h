@@ -42,6 +42,39 @@ struct cowfs_ioc_clone {
     uint64_t left_out;                     /* out: sockets, fifos, devices */
 };
 
+/* Names in a request of many: each ends with a NUL, one after the other. */
+#define COWFS_NAMES_BYTES 12288
+
+/*
+ * On the destination's parent directory: several clones, one after the other, each as
+ * COWFS_IOC_CLONE makes it. `names` has `count` pairs: of what to clone, as a name in the
+ * directory that the token stands for (empty: what the token itself stands for), and of the
+ * clone. Ends early now and then: call again with the pairs that are left.
+ */
+struct cowfs_ioc_clone_many {
+    uint32_t version;
+    uint32_t count; /* pairs */
+    uint32_t done;  /* out: the first so many have been made */
+    int32_t error;  /* out: the errno of the next one; 0: there was none, or no time for it */
+    uint64_t token[2];
+    uint64_t files, directories, symlinks, left_out; /* out: together */
+    char names[COWFS_NAMES_BYTES];
+};
+
+/*
+ * On a directory: deletes `count` names in it, one after the other, each with all below it as
+ * one atomic step. Needs the rights that rm -r needs, from top to bottom. E2BIG if there are
+ * more names below than go in one step. Ends early now and then: call again with those left.
+ */
+struct cowfs_ioc_delete {
+    uint32_t version;
+    uint32_t count; /* names */
+    uint32_t done;  /* out: the first so many are gone */
+    int32_t error;  /* out: as above */
+    uint64_t files, directories; /* out: names of such deleted; files: all but directories */
+    char names[COWFS_NAMES_BYTES];
+};
+
 /* On a regular file: what it consists of. */
 struct cowfs_ioc_stat {
     uint32_t version;
@@ -189,6 +222,8 @@ struct cowfs_ioc_info {
 #define COWFS_IOC_COMMIT _IOWR('c', 8, struct cowfs_ioc_commit)
 #define COWFS_IOC_INFO _IOWR('c', 9, struct cowfs_ioc_info)
 #define COWFS_IOC_PACK _IOWR('c', 10, struct cowfs_ioc_pack)
+#define COWFS_IOC_CLONE_MANY _IOWR('c', 11, struct cowfs_ioc_clone_many)
+#define COWFS_IOC_DELETE _IOWR('c', 12, struct cowfs_ioc_delete)
 #define COWFS_IOC_SCRUB _IOWR('c', 20, struct cowfs_ioc_scrub)
 #define COWFS_IOC_DAMAGE _IOWR('c', 21, struct cowfs_ioc_damage)
 

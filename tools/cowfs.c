@@ -26,6 +26,7 @@ static const struct command {
     {"mount", "cowfs mount", NULL, "mount a store (makes it if there is none)"},
     {"umount", "cowfs umount", cmd_umount, "commit, unmount, wait until the store is closed"},
     {"clone", "cowfs clone", cmd_clone, "clone a file or a whole directory in one atomic step"},
+    {"rm", "cowfs rm", cmd_rm, "delete files and whole directories, each in one atomic step"},
     {"stat", "cowfs stat", cmd_stat, "what a file consists of"},
     {"du", "cowfs du", cmd_du, "what files and trees hold alone, and what they share"},
     {"df", "cowfs df", cmd_df, "the store as a whole"},

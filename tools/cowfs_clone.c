@@ -29,6 +29,8 @@ static const char help[] =
     "\n"
     "  -r, --replace  if DST exists, swap it for the clone in one atomic step and delete what\n"
     "                 it was (reset a virtual machine to its golden state)\n"
+    "  -c, --count N  make N clones, DST-1 ... DST-N, all of one moment: the further ones are\n"
+    "                 clones of the first\n"
     "  -v, --verbose  say what was cloned\n"
     "  -j, --json     the same as JSON\n"
     "  -h, --help     show this help\n"
@@ -41,7 +43,10 @@ static const char help[] =
     "Examples:\n"
     "  cowfs clone /var/lib/vms/golden /var/lib/vms/vm17\n"
     "  cowfs clone --replace /var/lib/vms/golden /var/lib/vms/vm17\n"
+    "  cowfs clone --count 100 /var/lib/vms/golden /var/lib/vms/vm\n"
     "  cowfs clone /var/lib/vms/vm17/disk /var/lib/vms/vm17/disk.before-upgrade\n";
+
+enum { COUNT_MAX = 1000000 };
 
 struct clone {
     const char *source_path;
@@ -52,6 +57,7 @@ struct clone {
     char *name;    /* in it */
     bool replace;
     bool replaced; /* something was there */
+    uint64_t count; /* 0: DST itself */
     GPtrArray *left_out;
     struct cowfs_ioc_clone io;
 };
@@ -119,6 +125,69 @@ static bool clone_as(struct clone *c, const char *name)
         tool_error("%s: %s", c->target_path, clone_reason(c, error));
     return error == 0;
 }
+
+/* ---- many ---- */
+
+/* As many pairs as there is room for, from number *next on: the empty name, and that of the
+ * clone. */
+static void fill_pairs(const struct clone *c, uint64_t next, struct cowfs_ioc_clone_many *io)
+{
+    char *at = io->names, *end = io->names + sizeof(io->names);
+    for (; next <= c->count; next++) {
+        g_autofree char *name = g_strdup_printf("%s-%" PRIu64, c->name, next);
+        size_t bytes = strlen(name) + 1;
+        if ((size_t)(end - at) < 1 + bytes)
+            return;
+        *at++ = '\0';
+        memcpy(at, name, bytes);
+        at += bytes;
+        io->count++;
+    }
+}
+
+static bool clone_further(struct clone *c, int first_fd, const char *first_name)
+{
+    for (uint64_t next = 2; next <= c->count;) {
+        struct cowfs_ioc_token token = {0};
+        struct cowfs_ioc_clone_many io = {0};
+        if (!tool_ioctl(first_fd, first_name, COWFS_IOC_TOKEN, &token))
+            return false;
+        memcpy(io.token, token.token, sizeof(io.token));
+        fill_pairs(c, next, &io);
+        int error = tool_try_ioctl(c->parent_fd, COWFS_IOC_CLONE_MANY, &io);
+        if (error == -ESTALE)
+            continue;
+        next += io.done;
+        c->io.files += io.files;
+        c->io.directories += io.directories;
+        c->io.symlinks += io.symlinks;
+        if (!error)
+            error = -io.error;
+        if (error) {
+            tool_error("%s-%" PRIu64 ": %s", c->target_path, next, clone_reason(c, error));
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool clone_many(struct clone *c)
+{
+    g_autofree char *first = g_strdup_printf("%s-1", c->name);
+    if (strlen(c->name) + 21 >= sizeof(c->io.name)) {
+        tool_error("%s-%" PRIu64 ": %s", c->target_path, c->count, g_strerror(ENAMETOOLONG));
+        return false;
+    }
+    if (!clone_as(c, first))
+        return false;
+    int fd = tree_open_file(c->parent_fd, first, first);
+    bool ok = fd >= 0 && clone_further(c, fd, first);
+    if (fd >= 0)
+        close(fd);
+    return ok;
+}
+
+/* ---- instead of what is there ---- */
 
 /* Ctrl-C between two steps would leave the hidden clone behind. */
 static void block_signals(sigset_t *old)
@@ -208,7 +277,7 @@ static bool open_target(struct clone *c)
         tool_error("%s: is not in the same mount as %s", c->target_path, c->source_path);
         return false;
     }
-    if (fstatat(c->parent_fd, c->name, &target, AT_SYMLINK_NOFOLLOW) == 0) {
+    if (!c->count && fstatat(c->parent_fd, c->name, &target, AT_SYMLINK_NOFOLLOW) == 0) {
         if (!c->replace) {
             tool_error("%s: %s", c->target_path, clone_reason(c, -EEXIST));
             return false;
@@ -260,14 +329,18 @@ static void report_words(const struct clone *c)
 static bool clone_once(struct clone *c)
 {
     c->source_fd = tool_open(c->source_path, &c->source_is_directory);
-    return c->source_fd >= 0 && open_target(c) && flush_source(c) &&
-           (c->replace ? clone_and_swap(c) : clone_as(c, c->name));
+    if (c->source_fd < 0 || !open_target(c) || !flush_source(c))
+        return false;
+    if (c->count)
+        return clone_many(c);
+    return c->replace ? clone_and_swap(c) : clone_as(c, c->name);
 }
 
 int cmd_clone(int argc, char **argv)
 {
     static const struct option options[] = {
         {"replace", no_argument, NULL, 'r'},
+        {"count", required_argument, NULL, 'c'},
         {"verbose", no_argument, NULL, 'v'},
         {"json", no_argument, NULL, 'j'},
         {"help", no_argument, NULL, 'h'},
@@ -277,10 +350,14 @@ int cmd_clone(int argc, char **argv)
     bool as_json = false, verbose = false;
     int option;
 
-    while ((option = tool_getopt(argc, argv, "rvjh", options)) != -1) {
+    while ((option = tool_getopt(argc, argv, "rc:vjh", options)) != -1) {
         switch (option) {
         case 'r':
             c.replace = true;
+            break;
+        case 'c':
+            if (!g_ascii_string_to_unsigned(optarg, 10, 1, COUNT_MAX, &c.count, NULL))
+                return tool_misused("--count: '%s' is no number from 1 to %d", optarg, COUNT_MAX);
             break;
         case 'v':
             verbose = true;
@@ -294,6 +371,8 @@ int cmd_clone(int argc, char **argv)
             return EXIT_MISUSED;
         }
     }
+    if (c.count && c.replace)
+        return tool_misused("--count and --replace exclude each other");
     if (argc - optind != 2)
         return tool_misused("exactly a source and a destination are needed");
     c.source_path = argv[optind];

@@ -25,6 +25,7 @@ enum exit_status {
 
 int cmd_umount(int argc, char **argv);
 int cmd_clone(int argc, char **argv);
+int cmd_rm(int argc, char **argv);
 int cmd_stat(int argc, char **argv);
 int cmd_du(int argc, char **argv);
 int cmd_df(int argc, char **argv);

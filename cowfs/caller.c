@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cowfs/caller.h"
+
+static bool in_group(const struct caller *caller, uint32_t gid)
+{
+    if (caller->gid == gid)
+        return true;
+    for (unsigned i = 0; i < caller->group_count; i++)
+        if (caller->groups[i] == gid)
+            return true;
+    return false;
+}
+
+bool caller_may(const struct caller *caller, struct inode *inode, unsigned want)
+{
+    if (caller->uid == 0)
+        return true;
+    pthread_mutex_lock(&inode->attr_lock);
+    unsigned mode = inode->attr.mode;
+    if (caller->uid == inode->attr.uid)
+        mode >>= 6;
+    else if (in_group(caller, inode->attr.gid))
+        mode >>= 3;
+    pthread_mutex_unlock(&inode->attr_lock);
+    return (mode & want) == want;
+}
+
+static uint32_t owner_of(struct inode *inode)
+{
+    pthread_mutex_lock(&inode->attr_lock);
+    uint32_t uid = inode->attr.uid;
+    pthread_mutex_unlock(&inode->attr_lock);
+    return uid;
+}
+
+bool caller_may_remove(const struct caller *caller, struct inode *dir, struct inode *child)
+{
+    return caller->uid == 0 || !(inode_mode(dir) & S_ISVTX) || caller->uid == owner_of(dir) ||
+           caller->uid == owner_of(child);
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * fuse_notify.c - telling the kernel of names that an ioctl has deleted behind its back.
+ *
+ * To drop a name the kernel takes the lock of its directory, and somebody who holds that may be
+ * waiting for one of our workers: so a worker must not wait for it, and a thread of its own
+ * does. The ioctl is answered when it is through, since who deletes a name expects it to be gone.
+ *
+ * Told are the names, and with them the kernel drops all that it knows below; then the
+ * attributes of what lives on (it is open, or has another name), for the number of links; then
+ * the directory.
+ */
+#include "cowfs/fuse_ops.h"
+
+#include <string.h>
+
+struct notifier {
+    struct mount *mount;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    GQueue deletions; /* struct deletion */
+    bool stop;        /* when there is nothing left */
+};
+
+static void tell_deletion(struct mount *m, struct deletion *d)
+{
+    const char *name = d->io->names;
+    for (guint i = 0; i < d->tops->len; i++) {
+        size_t len = strlen(name);
+        fuse_lowlevel_notify_delete(m->session, d->dir, g_array_index(d->tops, uint64_t, i), name,
+                                    len);
+        name += len + 1;
+    }
+    for (guint i = 0; i < d->inos->len; i++) {
+        uint64_t ino = g_array_index(d->inos, uint64_t, i);
+        if (inode_is_known(m->fs->inodes, ino, m->slot))
+            fuse_lowlevel_notify_inval_inode(m->session, ino, -1, 0);
+    }
+    fuse_lowlevel_notify_inval_inode(m->session, d->dir, -1, 0);
+    fuse_reply_ioctl(d->req, 0, d->io, sizeof(*d->io));
+}
+
+static void deletion_free(struct deletion *d)
+{
+    g_array_free(d->tops, TRUE);
+    g_array_free(d->inos, TRUE);
+    g_free(d->io);
+    g_free(d);
+}
+
+static void *notifier_main(void *arg)
+{
+    struct notifier *n = arg;
+    pthread_setname_np(pthread_self(), "cowfs-notify");
+    pthread_mutex_lock(&n->lock);
+    for (;;) {
+        struct deletion *d = g_queue_pop_head(&n->deletions);
+        if (d) {
+            pthread_mutex_unlock(&n->lock);
+            tell_deletion(n->mount, d);
+            deletion_free(d);
+            pthread_mutex_lock(&n->lock);
+        } else if (n->stop) {
+            break;
+        } else {
+            pthread_cond_wait(&n->changed, &n->lock);
+        }
+    }
+    pthread_mutex_unlock(&n->lock);
+    return NULL;
+}
+
+static void notifier_destroy(struct notifier *n)
+{
+    pthread_mutex_destroy(&n->lock);
+    pthread_cond_destroy(&n->changed);
+    g_free(n);
+}
+
+struct notifier *notifier_new(struct mount *m)
+{
+    struct notifier *n = g_new0(struct notifier, 1);
+    n->mount = m;
+    pthread_mutex_init(&n->lock, NULL);
+    pthread_cond_init(&n->changed, NULL);
+    if (pthread_create(&n->thread, NULL, notifier_main, n) != 0) {
+        notifier_destroy(n);
+        return NULL;
+    }
+    return n;
+}
+
+void notifier_free(struct notifier *n)
+{
+    if (!n)
+        return;
+    pthread_mutex_lock(&n->lock);
+    n->stop = true;
+    pthread_cond_signal(&n->changed);
+    pthread_mutex_unlock(&n->lock);
+    pthread_join(n->thread, NULL);
+    notifier_destroy(n);
+}
+
+void notifier_deleted(struct notifier *n, const struct deletion *d)
+{
+    pthread_mutex_lock(&n->lock);
+    g_queue_push_tail(&n->deletions, g_memdup2(d, sizeof(*d)));
+    pthread_cond_signal(&n->changed);
+    pthread_mutex_unlock(&n->lock);
+}
