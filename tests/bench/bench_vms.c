@@ -4,10 +4,12 @@
  * files disk, memory.snap and snapshot.snap.
  *
  *     bench_vms create DIR COUNT FILE_BYTES
- *     bench_vms clone cowfs|reflink FROM TO COUNT
- *         FROM/N to TO/N: a directory by one ioctl, or mkdir and FICLONE for
- *         each file
+ *     bench_vms clone cowfs|cowfs-many|reflink FROM TO COUNT
+ *         FROM/N to TO/N: a directory by one ioctl, many directories by one, or
+ *         mkdir and FICLONE for each file
  *     bench_vms remove DIR COUNT
+ *     bench_vms remove-many DIR COUNT
+ *         the same by ioctls that delete many directories each
  *
  * DIR and TO exist. Each ends with a syncfs, which is part of the time.
  */
@@ -19,8 +21,8 @@
 #include "cowfs/ioctl.h"
 
 static const char usage[] = "bench_vms create DIR COUNT FILE_BYTES\n"
-                            "       bench_vms clone cowfs|reflink FROM TO COUNT\n"
-                            "       bench_vms remove DIR COUNT";
+                            "       bench_vms clone cowfs|cowfs-many|reflink FROM TO COUNT\n"
+                            "       bench_vms remove|remove-many DIR COUNT";
 
 static const char *const files[] = {"disk", "memory.snap", "snapshot.snap"};
 enum { FILE_COUNT = sizeof(files) / sizeof(files[0]), NAME_BYTES = 24 };
@@ -76,6 +78,56 @@ static void clone_by_ioctl(int from, int to, const char *name)
     if (ioctl(to, COWFS_IOC_CLONE, &clone) != 0)
         die("the clone of %s", name);
     close(vm);
+}
+
+/* Appends the name if there is room for it and `more` after it. */
+static bool add_name(char names[COWFS_NAMES_BYTES], size_t *used, const char *name, size_t more)
+{
+    size_t bytes = strlen(name) + 1;
+    if (*used + bytes + more > COWFS_NAMES_BYTES)
+        return false;
+    memcpy(names + *used, name, bytes);
+    *used += bytes;
+    return true;
+}
+
+static void clone_many(int from, int to, uint64_t count)
+{
+    struct cowfs_ioc_token token = {.version = COWFS_IOCTL_VERSION};
+    if (ioctl(from, COWFS_IOC_TOKEN, &token) != 0)
+        die("a token");
+    for (uint64_t next = 0; next < count;) {
+        struct cowfs_ioc_clone_many io = {.version = COWFS_IOCTL_VERSION};
+        char name[NAME_BYTES];
+        size_t used = 0;
+        memcpy(io.token, token.token, sizeof(io.token));
+        for (; next + io.count < count; io.count++) {
+            name_vm(name, next + io.count);
+            if (!add_name(io.names, &used, name, strlen(name) + 1))
+                break;
+            add_name(io.names, &used, name, 0);
+        }
+        if (ioctl(to, COWFS_IOC_CLONE_MANY, &io) != 0 || io.error)
+            die("clones from %llu on: %d", (unsigned long long)next, io.error);
+        next += io.done;
+    }
+}
+
+static void remove_many(int dir, uint64_t count)
+{
+    for (uint64_t next = 0; next < count;) {
+        struct cowfs_ioc_delete io = {.version = COWFS_IOCTL_VERSION};
+        char name[NAME_BYTES];
+        size_t used = 0;
+        for (; next + io.count < count; io.count++) {
+            name_vm(name, next + io.count);
+            if (!add_name(io.names, &used, name, 0))
+                break;
+        }
+        if (ioctl(dir, COWFS_IOC_DELETE, &io) != 0 || io.error)
+            die("deleting from %llu on: %d", (unsigned long long)next, io.error);
+        next += io.done;
+    }
 }
 
 static void clone_by_reflink(int from, int to, const char *name)
@@ -139,17 +191,27 @@ int main(int argc, char **argv)
         create(dir, parse_u64(argv[3], usage), parse_u64(argv[4], usage));
     } else if (argc == 6 && strcmp(argv[1], "clone") == 0) {
         bool reflink = strcmp(argv[2], "reflink") == 0;
-        if (!reflink && strcmp(argv[2], "cowfs") != 0)
+        bool many = strcmp(argv[2], "cowfs-many") == 0;
+        if (!reflink && !many && strcmp(argv[2], "cowfs") != 0)
             misused(usage);
         int from = open_or_die(argv[3], O_RDONLY | O_DIRECTORY);
         dir = open_or_die(argv[4], O_RDONLY | O_DIRECTORY);
         started = now_us();
-        clone_all(from, dir, reflink, parse_u64(argv[5], usage));
+        uint64_t count = parse_u64(argv[5], usage);
+        if (many)
+            clone_many(from, dir, count);
+        else
+            clone_all(from, dir, reflink, count);
         close(from);
-    } else if (argc == 4 && strcmp(argv[1], "remove") == 0) {
+    } else if (argc == 4 &&
+               (strcmp(argv[1], "remove") == 0 || strcmp(argv[1], "remove-many") == 0)) {
         dir = open_or_die(argv[2], O_RDONLY | O_DIRECTORY);
         started = now_us();
-        remove_all(dir, parse_u64(argv[3], usage));
+        uint64_t count = parse_u64(argv[3], usage);
+        if (strcmp(argv[1], "remove") == 0)
+            remove_all(dir, count);
+        else
+            remove_many(dir, count);
     } else {
         misused(usage);
     }

@@ -59,9 +59,8 @@ test_through_a_view() {
     mount_down
 }
 
-# Somebody stands in it, and somebody has a file of it mapped.
+# Somebody stands in it; something is mounted in it.
 test_in_use() {
-    local before
     mount_up
     make_vm "$MNT/vm"
     (
