@@ -359,8 +359,8 @@ int clone_child(struct fs *fs, uint64_t src_dir, const char *src_name, uint64_t 
     if (error)
         return error;
     /* That it may be opened says nothing of looking up names in it. */
-    error = caller_may(caller, parent, MAY_EXEC) ? names_lookup(fs, src_dir, src_name, &src)
-                                                 : -EACCES;
+    error =
+        caller_may(caller, parent, MAY_EXEC) ? names_lookup(fs, src_dir, src_name, &src) : -EACCES;
     if (!error)
         error = clone_tree(fs, src->ino, dir, name, caller, io);
     inode_put(src);

@@ -299,12 +299,12 @@ static const struct handler {
     int (*fn)(struct call *c);
     bool changes; /* the store, in a way that a read-only mount must not */
 } handlers[] = {
-    {COWFS_IOC_TOKEN, do_token, false}, {COWFS_IOC_CLONE, do_clone, true},
-    {COWFS_IOC_STAT, do_stat, false},   {COWFS_IOC_DU, do_du, false},
-    {COWFS_IOC_DF, do_df, false},       {COWFS_IOC_SEAL, do_seal, true},
-    {COWFS_IOC_DIFF, do_diff, false},   {COWFS_IOC_COMMIT, do_commit, false},
-    {COWFS_IOC_INFO, do_info, false},   {COWFS_IOC_PACK, do_pack, true},
-    {COWFS_IOC_SCRUB, do_scrub, false}, {COWFS_IOC_DAMAGE, do_damage, false},
+    {COWFS_IOC_TOKEN, do_token, false},  {COWFS_IOC_CLONE, do_clone, true},
+    {COWFS_IOC_STAT, do_stat, false},    {COWFS_IOC_DU, do_du, false},
+    {COWFS_IOC_DF, do_df, false},        {COWFS_IOC_SEAL, do_seal, true},
+    {COWFS_IOC_DIFF, do_diff, false},    {COWFS_IOC_COMMIT, do_commit, false},
+    {COWFS_IOC_INFO, do_info, false},    {COWFS_IOC_PACK, do_pack, true},
+    {COWFS_IOC_SCRUB, do_scrub, false},  {COWFS_IOC_DAMAGE, do_damage, false},
     {COWFS_IOC_DELETE, do_delete, true}, {COWFS_IOC_CLONE_MANY, do_clone_many, true},
 };
 

@@ -68,9 +68,9 @@ struct cowfs_ioc_clone_many {
  */
 struct cowfs_ioc_delete {
     uint32_t version;
-    uint32_t count; /* names */
-    uint32_t done;  /* out: the first so many are gone */
-    int32_t error;  /* out: as above */
+    uint32_t count;              /* names */
+    uint32_t done;               /* out: the first so many are gone */
+    int32_t error;               /* out: as above */
     uint64_t files, directories; /* out: names of such deleted; files: all but directories */
     char names[COWFS_NAMES_BYTES];
 };

@@ -56,7 +56,7 @@ struct clone {
     int parent_fd; /* of the target */
     char *name;    /* in it */
     bool replace;
-    bool replaced; /* something was there */
+    bool replaced;  /* something was there */
     uint64_t count; /* 0: DST itself */
     GPtrArray *left_out;
     struct cowfs_ioc_clone io;
@@ -339,12 +339,9 @@ static bool clone_once(struct clone *c)
 int cmd_clone(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"replace", no_argument, NULL, 'r'},
-        {"count", required_argument, NULL, 'c'},
-        {"verbose", no_argument, NULL, 'v'},
-        {"json", no_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
+        {"replace", no_argument, NULL, 'r'}, {"count", required_argument, NULL, 'c'},
+        {"verbose", no_argument, NULL, 'v'}, {"json", no_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'h'},    {0},
     };
     struct clone c = {.source_fd = -1, .parent_fd = -1};
     bool as_json = false, verbose = false;

@@ -17,7 +17,8 @@
 
 static const char help[] =
     "Usage: cowfs rm [OPTION]... PATH...\n"
-    "Deletes files and directories, these with all in them: each PATH as one atomic step, with the\n"
+    "Deletes files and directories, these with all in them: each PATH as one atomic step, with "
+    "the\n"
     "rights that rm -r needs. What is open lives on without a name until it is closed. The space\n"
     "comes back a moment later, as with rm.\n"
     "\n"
@@ -88,8 +89,9 @@ static void settle_failure(struct removal *r, const char *name, int error)
     if (error == E2BIG)
         error = -tree_remove(r->directory_fd, name);
     if (error)
-        refuse(r, name, error == EACCES || error == EPERM ? "no permission to delete all of it"
-                                                          : g_strerror(error));
+        refuse(r, name,
+               error == EACCES || error == EPERM ? "no permission to delete all of it"
+                                                 : g_strerror(error));
 }
 
 /* Deletes the names gathered so far. */

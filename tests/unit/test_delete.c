@@ -99,8 +99,8 @@ START_TEST(what_is_open_or_has_another_name_lives_on)
     ck_assert_uint_eq(stat_of(fs, (uint64_t)memory).st_nlink, 1);
     /* A directory that somebody stands in takes no new names. */
     struct inode *made;
-    ck_assert_int_eq(
-        names_create(fs, subdir, "new", S_IFREG | 0644, 0, NULL, &root_caller, &made), -ENOENT);
+    ck_assert_int_eq(names_create(fs, subdir, "new", S_IFREG | 0644, 0, NULL, &root_caller, &made),
+                     -ENOENT);
     inode_put(open);
     inode_put(dir);
 }
