@@ -12,7 +12,8 @@
  *   close   fs_close; everything must be there next time
  *   exit    _exit in the middle of it, without a word to the store
  *   kill    SIGKILL from outside, at any moment
- *   power   as exit, and what was not synced is lost, or not, page by page
+ *   power   as exit, and what was not synced is lost, or not, page by page and
+ *           name by name (disk.h); model_power.c has much more of that
  *
  * After the latter three, what the last successful fs_commit covered must be
  * there, byte for byte, in every file that was not changed since; in one that
@@ -22,9 +23,9 @@
  * The first process never opens the store. It repeats the operations on its
  * own model (ops.h), so it knows what the others had done when they died.
  */
+#include "tests/model/disk/disk.h"
 #include "tests/model/lib/compare.h"
 #include "tests/model/lib/ops.h"
-#include "tests/model/lib/power.h"
 #include "tests/model/lib/scratch.h"
 
 #include <errno.h>
@@ -36,6 +37,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -134,13 +136,31 @@ static void close_store(struct world *w, struct fs *fs)
         fail("close: %s", g_strerror(-error));
 }
 
+/* In place of the store, what a power cut now leaves of it. */
+__attribute__((noreturn)) static void cut_power(const struct disk_log *log, struct rng rng)
+{
+    char *left = g_strconcat(store, "-cut", NULL);
+    char *gone = g_strconcat(store, "-gone", NULL);
+    disk_stop();
+    struct disk_replay *replay = disk_replay_new(log, DISK_LIE_NONE);
+    disk_replay_advance(replay, disk_log_count(log));
+    disk_replay_build(replay, left, &rng);
+    /* Not by the functions that are stopped. */
+    if (syscall(SYS_rename, store, gone) || syscall(SYS_rename, left, store))
+        _exit(3);
+    _exit(0);
+}
+
 static void live(struct world *w, const struct epoch *e)
 {
     fail_context("opening");
     if (e->number)
         check_store(store);
-    if (e->way == END_POWER)
-        power_arm();
+    struct disk_log *disk = NULL;
+    if (e->way == END_POWER) {
+        disk = disk_log_new();
+        disk_record(disk, store);
+    }
     struct fs *fs = open_store(e);
     world_check(w, fs, e->after_crash);
     if (e->after_crash) {
@@ -161,10 +181,8 @@ static void live(struct world *w, const struct epoch *e)
     fail_context("the end");
     if (e->way == END_EXIT)
         _exit(0);
-    if (e->way == END_POWER) {
-        struct rng r = rng_of(w->seed, (UINT64_C(1) << 61) + e->number);
-        power_cut(&r);
-    }
+    if (e->way == END_POWER)
+        cut_power(disk, rng_of(w->seed, (UINT64_C(1) << 61) + e->number));
     if (e->last) {
         world_check(w, fs, false);
         world_remove_all(w, fs);
@@ -266,6 +284,8 @@ static int run(void)
                     options.chunk_bytes, options.kill ? "" : " --no-kill");
             return 1;
         }
+        if (e.way == END_POWER)
+            scratch_remove(g_strconcat(store, "-gone", NULL));
         first = follow(&w, &e);
         after_crash = killed || e.way == END_EXIT || e.way == END_POWER;
         if (!after_crash) {
