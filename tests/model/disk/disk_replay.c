@@ -170,6 +170,25 @@ static void change_page(struct file *f, uint64_t op, uint64_t index, size_t from
     page_becomes(f, page, op, data);
 }
 
+/* By the pages that there are: ranges of terabytes are punched. */
+static void zero_pages(struct file *f, uint64_t op, uint64_t first, uint64_t end)
+{
+    GHashTableIter it;
+    gpointer p;
+    g_autoptr(GArray) indexes = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+    g_hash_table_iter_init(&it, f->pages);
+    while (g_hash_table_iter_next(&it, NULL, &p)) {
+        const struct page *page = p;
+        if (page->index >= first / PAGE && page->index * PAGE < end)
+            g_array_append_val(indexes, page->index);
+    }
+    for (guint i = 0; i < indexes->len; i++) {
+        uint64_t index = g_array_index(indexes, uint64_t, i);
+        uint64_t from = MAX(first, index * PAGE);
+        change_page(f, op, index, from % PAGE, MIN(end, (index + 1) * PAGE) - from, NULL);
+    }
+}
+
 static uint64_t size_now(const struct file *f)
 {
     return f->sizes_since->len
@@ -186,20 +205,7 @@ static void set_size(struct file *f, uint64_t op, uint64_t size)
     g_array_append_val(f->sizes_since, m);
     if (!m.shrink)
         return;
-    GHashTableIter it;
-    gpointer p;
-    g_autoptr(GArray) cut = g_array_new(FALSE, FALSE, sizeof(uint64_t));
-    g_hash_table_iter_init(&it, f->pages);
-    while (g_hash_table_iter_next(&it, NULL, &p)) {
-        const struct page *page = p;
-        if ((page->index + 1) * PAGE > size)
-            g_array_append_val(cut, page->index);
-    }
-    for (guint i = 0; i < cut->len; i++) {
-        uint64_t index = g_array_index(cut, uint64_t, i);
-        size_t from = size > index * PAGE ? size - index * PAGE : 0;
-        change_page(f, op, index, from, PAGE - from, NULL);
-    }
+    zero_pages(f, op, size, UINT64_MAX);
 }
 
 static void change_bytes(struct file *f, uint64_t op, uint64_t offset, uint64_t n,
@@ -211,8 +217,7 @@ static void change_bytes(struct file *f, uint64_t op, uint64_t offset, uint64_t 
         change_page(f, op, offset / PAGE, from, part, bytes);
         offset += part;
         n -= part;
-        if (bytes)
-            bytes += part;
+        bytes += part;
     }
 }
 
@@ -333,13 +338,9 @@ void disk_replay_advance(struct disk_replay *r, uint64_t index)
             if (op->offset + op->length > size_now(f))
                 set_size(f, r->next, op->offset + op->length);
             break;
-        case DISK_PUNCH: {
-            f = file_at(r, op->file);
-            uint64_t end = MIN(op->offset + op->length, (size_now(f) + PAGE - 1) / PAGE * PAGE);
-            if (end > op->offset)
-                change_bytes(f, r->next, op->offset, end - op->offset, NULL);
+        case DISK_PUNCH:
+            zero_pages(file_at(r, op->file), r->next, op->offset, op->offset + op->length);
             break;
-        }
         case DISK_SIZE:
             set_size(file_at(r, op->file), r->next, op->length);
             break;
