@@ -26,6 +26,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <sys/statvfs.h>
@@ -280,10 +281,27 @@ static void open_caches(struct fs *fs, const struct meta *meta)
     txn_add_participant(fs->txn, &(struct txn_participant){.arg = fs, .flip = meta_flip});
 }
 
+/* What is in the store's directory was made by an opening that may have failed,
+ * or died, before it could sync the names; and nobody else does. */
+static int sync_names(const struct fs *fs, struct errmsg *err)
+{
+    int fd = open(fs->store_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int error = fd < 0 || fsync(fd) < 0 ? -errno : 0;
+    if (fd >= 0)
+        close(fd);
+    if (error)
+        return errmsg_set(err, error, "cannot sync the directory '%s': %s", fs->store_path,
+                          g_strerror(-error));
+    return 0;
+}
+
 /* Marks the store as in use; makes the root directory of a new one. */
 static int begin_use(struct fs *fs, bool fresh, struct errmsg *err)
 {
+    int error = sync_names(fs, err);
     txn_start(fs->txn);
+    if (error)
+        return error;
     if (fresh) {
         txn_enter(fs->txn);
         struct inode *root = inode_new(fs->inodes, S_IFDIR | 0755, geteuid(), getegid(), 0);
@@ -294,7 +312,7 @@ static int begin_use(struct fs *fs, bool fresh, struct errmsg *err)
         txn_exit(fs->txn);
         inode_put(root);
     }
-    int error = txn_commit(fs->txn);
+    error = txn_commit(fs->txn);
     if (error == -ENOSPC && !fresh) {
         /* Open all the same: somebody has to delete. Until a commit gets
          * through, writing finds no space either. */

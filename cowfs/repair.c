@@ -75,11 +75,11 @@ static int check(struct repair *r, bool tell, struct fsck_report *report)
     *report = reader->report;
     report->complete = error == 0;
     r->records_lost |= f->maps_incomplete || f->nodes_incomplete;
-    r->next_ino = max_u64(r->next_ino, f->highest_ino + 1);
-    r->next_node = max_u64(r->next_node, f->nodes.highest + 1);
+    repair_use_id(&r->next_ino, f->highest_ino);
+    repair_use_id(&r->next_node, f->nodes.highest);
     if (f->has_meta) {
-        r->next_ino = max_u64(r->next_ino, f->meta.next_ino);
-        r->next_node = max_u64(r->next_node, f->meta.next_node_id);
+        repair_use_id(&r->next_ino, f->meta.next_ino - 1);
+        repair_use_id(&r->next_node, f->meta.next_node_id - 1);
     }
     repair_reader_free(f);
     return error;
@@ -113,12 +113,12 @@ static int count_all(struct repair *r, struct totals *t)
     cursor_open(&c, f, KEY_INODE);
     while (cursor_next(&c)) {
         t->inodes++;
-        r->next_ino = max_u64(r->next_ino, c.a + 1);
+        repair_use_id(&r->next_ino, c.a);
     }
     error = cursor_close(&c);
     cursor_open(&c, f, KEY_NODE);
     while (!error && cursor_next(&c))
-        r->next_node = max_u64(r->next_node, c.a + 1);
+        repair_use_id(&r->next_node, c.a);
     int status = cursor_close(&c);
     error = error ? error : status;
     cursor_open(&c, f, KEY_CHUNK_COUNTS);
@@ -143,11 +143,15 @@ static int repair_meta(struct repair *r)
     metadb_value_free(&value);
     if (error && error != -ENOENT)
         return error;
+    if (had) {
+        repair_use_id(&r->next_ino, old.next_ino - 1);
+        repair_use_id(&r->next_node, old.next_node_id - 1);
+    }
     struct meta meta = {
         /* Not in order if that is not known: then the next opening has a look. */
         .clean = had && old.clean && !r->commits_lost,
-        .next_ino = max_u64(old.next_ino, r->next_ino),
-        .next_node_id = max_u64(old.next_node_id, r->next_node),
+        .next_ino = r->next_ino,
+        .next_node_id = r->next_node,
         .inode_count = t.inodes,
         .chunks_live = t.chunks,
         .merges = t.merges,

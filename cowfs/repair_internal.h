@@ -20,6 +20,11 @@
 #include "cowfs/inode.h"
 #include "cowfs/repair.h"
 
+/* No store comes to numbers of inodes and nodes above this one: a key that has one
+ * is damaged. Numbers that repair gives must be below what entries have room for
+ * (ENTRY_RESERVED in nodes, the type in directories). */
+#define REPAIR_ID_MAX (UINT64_C(1) << 56)
+
 struct repair {
     const struct repair_options *options;
     struct repair_report *report;
@@ -47,6 +52,13 @@ void repair_did(struct repair *r, const char *format, ...) __attribute__((format
 /* A reader of the database as it is now, for one part. Findings are not told. */
 struct fsck *repair_reader_new(struct repair *r, const char *phase);
 void repair_reader_free(struct fsck *f);
+
+/* *next becomes larger than id, unless that is no number of a store. */
+static inline void repair_use_id(uint64_t *next, uint64_t id)
+{
+    if (id <= REPAIR_ID_MAX && id >= *next)
+        *next = id + 1;
+}
 
 /* ---- repair_record.c ---- */
 

@@ -258,7 +258,7 @@ static int load_nodes(struct mapper *m)
     while (cursor_next(&c)) {
         uint64_t entries[NODE_ENTRIES];
         unsigned level;
-        m->r->next_node = max_u64(m->r->next_node, c.a + 1);
+        repair_use_id(&m->r->next_node, c.a);
         if (c.a && node_decode(c.value, c.value_len, &level, entries) == 0) {
             add_node(m, c.a, level);
             continue;
@@ -380,7 +380,7 @@ static int mend_inodes(struct mapper *m)
     cursor_open(&c, m->f, KEY_INODE);
     while (!error && cursor_next(&c)) {
         struct inode_attr attr;
-        m->r->next_ino = max_u64(m->r->next_ino, c.a + 1);
+        repair_use_id(&m->r->next_ino, c.a);
         if (inode_decode(c.value, c.value_len, &attr)) {
             m->r->records_lost = true; /* goes when names are looked at */
             continue;

@@ -87,7 +87,7 @@ static int load_inodes(struct names *n)
     while (cursor_next(&c)) {
         struct inode_attr attr;
         struct known *inode = add_inode(n, c.a);
-        n->r->next_ino = max_u64(n->r->next_ino, c.a + 1);
+        repair_use_id(&n->r->next_ino, c.a);
         if (c.a == 0 || inode_decode(c.value, c.value_len, &attr)) {
             uint8_t key[KEY_MAX];
             repair_drop_record(n->r, key, key_u64(key, KEY_INODE, c.a), c.value, c.value_len,
@@ -199,7 +199,7 @@ static void make_lost_dirs(struct names *n)
             continue;
         repair_did(n->r, "directory %" PRIu64 " made anew: it has entries", e->dir);
         make_dir(n, e->dir, 0700);
-        n->r->next_ino = max_u64(n->r->next_ino, e->dir + 1);
+        repair_use_id(&n->r->next_ino, e->dir);
     }
 }
 

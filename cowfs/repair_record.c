@@ -79,6 +79,23 @@ static size_t key_bytes(uint8_t type, bool *name)
     }
 }
 
+/* The number of an inode or node that stands in the key, 0: none does. */
+static uint64_t id_in(const uint8_t *key)
+{
+    switch (key[0]) {
+    case KEY_DIRENT:
+    case KEY_NODE:
+    case KEY_INODE:
+    case KEY_XATTR:
+    case KEY_ORPHAN:
+    case KEY_UNSEALED:
+    case KEY_NODE_COUNTS: /* of a group of them */
+        return get_be64(key + 1);
+    default:
+        return 0;
+    }
+}
+
 static const char *what_is_wrong(const uint8_t *key, size_t key_len, size_t value_len)
 {
     bool name;
@@ -87,6 +104,8 @@ static const char *what_is_wrong(const uint8_t *key, size_t key_len, size_t valu
         return "of no known type";
     if (key_len < bytes || (key_len > bytes) != name || (name && key_len > bytes + NAME_BYTES_MAX))
         return "whose key has a wrong length";
+    if (id_in(key) > (key[0] == KEY_NODE_COUNTS ? REPAIR_ID_MAX / COUNT_GROUP : REPAIR_ID_MAX))
+        return "with a number that no store comes to";
     switch (key[0]) {
     case KEY_CONTENT:
         return value_len == 8 ? NULL : "of a damaged content hash";
@@ -108,6 +127,8 @@ int repair_records(struct repair *r)
         const uint8_t *key = metadb_iter_key(it, &key_len);
         const uint8_t *value = metadb_iter_value(it, &value_len);
         const char *wrong = what_is_wrong(key, key_len, value_len);
+        /* What only this one referred to is not a leak. */
+        r->records_lost |= wrong && key_len >= 9 && id_in(key);
         if (wrong)
             repair_drop_record(r, key, key_len, value, value_len, wrong);
     }

@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-/* Address space, not memory. */
-enum { OPS_MAX = 1 << 24 };
-static const size_t arena_bytes = (size_t)1 << 35;
+/* Address space, not memory; and a bound to what a runaway can take. */
+enum { OPS_MAX = 1 << 22 };
+static const size_t arena_bytes = (size_t)1 << 31;
 
 struct disk_log {
     pthread_mutex_t lock;
