@@ -76,10 +76,10 @@ static const struct step {
 /* What the workers tell the parent, which follows with its own model. */
 static struct shared {
     int results[STEPS_MAX];
-    unsigned done;             /* steps, whatever came of them */
-    bool opened, closed;       /* promises, too */
+    unsigned done;       /* steps, whatever came of them */
+    bool opened, closed; /* promises, too */
     uint64_t calls, failed;
-} *shared;
+} * shared;
 
 struct file {
     char name[8];
@@ -503,8 +503,9 @@ static bool run_one(const char *scratch, uint64_t k, bool *good)
     scratch_remove(g_strdup(store));
     disk_log_free(log);
     if (!*good)
-        fprintf(stderr, "  model_faults --error %s --from %" PRIu64 " --to %" PRIu64 " --run %" PRIu64
-                        " --verbose\n",
+        fprintf(stderr,
+                "  model_faults --error %s --from %" PRIu64 " --to %" PRIu64 " --run %" PRIu64
+                " --verbose\n",
                 options.error == EIO ? "EIO" : "ENOSPC", k, k, options.run);
     return shared->failed > 0 || shared->calls == 0;
 }

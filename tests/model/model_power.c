@@ -415,14 +415,10 @@ static enum disk_lie lie_of(const char *text)
 static void parse(int argc, char **argv)
 {
     static const struct option long_options[] = {
-        {"seed", required_argument, NULL, 's'},
-        {"cuts", required_argument, NULL, 'n'},
-        {"ops", required_argument, NULL, 'o'},
-        {"chunk-size", required_argument, NULL, 'c'},
-        {"lie", required_argument, NULL, 'l'},
-        {"keep", no_argument, NULL, 'K'},
-        {"verbose", no_argument, NULL, 'v'},
-        {NULL, 0, NULL, 0},
+        {"seed", required_argument, NULL, 's'}, {"cuts", required_argument, NULL, 'n'},
+        {"ops", required_argument, NULL, 'o'},  {"chunk-size", required_argument, NULL, 'c'},
+        {"lie", required_argument, NULL, 'l'},  {"keep", no_argument, NULL, 'K'},
+        {"verbose", no_argument, NULL, 'v'},    {NULL, 0, NULL, 0},
     };
     int c;
     options.seed = (uint64_t)time(NULL) * 1000003 + (uint64_t)getpid();

@@ -65,8 +65,7 @@ static bool dir_of_path(int dir_fd, const char *path, uint32_t *dir, const char 
     const char *slash = strrchr(path, '/');
     *name = slash ? slash + 1 : path;
     if (!slash)
-        return (dir_fd == AT_FDCWD ? stat(".", &st) : fstat(dir_fd, &st)) == 0 &&
-               file_of(&st, dir);
+        return (dir_fd == AT_FDCWD ? stat(".", &st) : fstat(dir_fd, &st)) == 0 && file_of(&st, dir);
     g_autofree char *parent = g_strndup(path, slash == path ? 1 : (gsize)(slash - path));
     return fstatat(dir_fd, parent, &st, 0) == 0 && file_of(&st, dir);
 }
@@ -80,8 +79,7 @@ static uint64_t add(const struct disk_op *op, const void *payload)
 
 static void add_name(enum disk_kind kind, uint32_t file, uint32_t dir, const char *name)
 {
-    struct disk_op op = {
-        .kind = kind, .file = file, .dir = dir, .payload_bytes = strlen(name) + 1};
+    struct disk_op op = {.kind = kind, .file = file, .dir = dir, .payload_bytes = strlen(name) + 1};
     add(&op, name);
 }
 
@@ -381,16 +379,17 @@ int disk_fallocate(int fd, int mode, off_t offset, off_t n)
         return (int)syscall(SYS_fallocate, fd, mode, offset, n);
     bool ours = file_of_fd(fd, &file);
     bool punch = mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE);
-    g_assert(!ours || !(mode & ~(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)));
+    g_assert(!ours ||
+             !(mode & ~(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)));
     if (ours && fails(!punch))
         return (int)end(-1);
     int result = (int)syscall(SYS_fallocate, fd, mode, offset, n);
     if (ours && result == 0) {
         if (punch)
             add(&(struct disk_op){.kind = DISK_PUNCH,
-                                 .file = file,
-                                 .offset = (uint64_t)offset,
-                                 .length = (uint64_t)n},
+                                  .file = file,
+                                  .offset = (uint64_t)offset,
+                                  .length = (uint64_t)n},
                 NULL);
         /* Only ever grows. */
         if (!(mode & FALLOC_FL_KEEP_SIZE) && fstat(fd, &st) == 0)
@@ -517,9 +516,9 @@ int disk_renameat2(int from_fd, const char *from, int to_fd, const char *to, uns
         g_string_append_len(names, to_name, (gssize)strlen(to_name) + 1);
         bool known = fstatat(to_fd, to, &st, AT_SYMLINK_NOFOLLOW) == 0 && file_of(&st, &file);
         add(&(struct disk_op){.kind = DISK_RENAME,
-                             .file = known ? file : DISK_UNKNOWN,
-                             .dir = dir,
-                             .payload_bytes = names->len},
+                              .file = known ? file : DISK_UNKNOWN,
+                              .dir = dir,
+                              .payload_bytes = names->len},
             names->str);
     }
     return (int)end(result);

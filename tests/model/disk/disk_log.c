@@ -14,7 +14,7 @@ static const size_t arena_bytes = (size_t)1 << 31;
 struct disk_log {
     pthread_mutex_t lock;
     atomic_uint_fast64_t count;
-    size_t used;       /* of the arena */
+    size_t used;        /* of the arena */
     size_t at[OPS_MAX]; /* where each operation begins */
     _Alignas(16) uint8_t arena[];
 };

@@ -35,12 +35,12 @@ struct file {
     bool is_dir, is_segment, is_log;
     char *name;
     /* A file: */
-    GHashTable *pages;  /* index -> struct page */
-    GHashTable *dirty;  /* of these, those with moments */
-    uint64_t size;      /* durable */
+    GHashTable *pages;   /* index -> struct page */
+    GHashTable *dirty;   /* of these, those with moments */
+    uint64_t size;       /* durable */
     GArray *sizes_since; /* of struct moment */
     /* A directory: */
-    GHashTable *names;    /* durable: name -> number of the file + 1 */
+    GHashTable *names;   /* durable: name -> number of the file + 1 */
     GArray *names_since; /* uint64_t: indexes of operations */
 };
 
@@ -431,7 +431,8 @@ static void raw_write(int fd, const void *data, size_t n, uint64_t offset)
 static void build_file(struct build *b, const struct file *f, const char *path)
 {
     uint8_t torn[PAGE];
-    int fd = (int)syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    int fd =
+        (int)syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     g_assert(fd >= 0);
     guint chosen = choose_moment(b, f->sizes_since->len, 0);
     uint64_t size =
@@ -484,8 +485,7 @@ static void build_dir(struct build *b, const struct file *f, const char *path)
 uint64_t disk_replay_build(struct disk_replay *r, const char *path, struct rng *rng)
 {
     static const unsigned shares[] = {0, 0, 100, 20, 50, 50, 80};
-    struct build b = {
-        .r = r, .rng = rng, .share = shares[rng_below(rng, G_N_ELEMENTS(shares))]};
+    struct build b = {.r = r, .rng = rng, .share = shares[rng_below(rng, G_N_ELEMENTS(shares))]};
     build_dir(&b, file_at(r, 0), path);
     return b.missing;
 }
