@@ -12,6 +12,7 @@
 #include "cowfs/fuse_loop.h"
 #include "cowfs/fuse_rings.h"
 #include "cowfs/opens.h"
+#include "cowfs/unmount.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -247,9 +248,10 @@ void mounted_end(struct mounted *m, int signal_fd)
             g_warning("%s: syncfs: %s", path, g_strerror(errno));
         if (fd >= 0)
             close(fd);
-        if (umount2(path, UMOUNT_NOFOLLOW) != 0)
+        int error = unmount_path(path, false);
+        if (error)
             g_warning("%s: cannot be unmounted (%s); those who use it get errors from now on", path,
-                      g_strerror(errno));
+                      g_strerror(-error));
         else if (wait_for_end(m, signal_fd, UNMOUNT_WAIT_MS))
             return;
         /* else: it is mounted in another namespace as well */

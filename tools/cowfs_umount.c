@@ -5,6 +5,7 @@
  * umount(2) returns when the kernel is through with the mount; the daemon then
  * still makes its last commit. The store's lock tells when that is done.
  */
+#include "cowfs/unmount.h"
 #include "tools/cowfs_tool.h"
 
 #include <errno.h>
@@ -88,20 +89,21 @@ static bool is_dead_mount(const char *path)
 
 static int umount_dead(const char *path)
 {
-    if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) != 0) {
-        tool_error("%s: cannot unmount: %s", path, g_strerror(errno));
+    int error = unmount_path(path, true);
+    if (error) {
+        tool_error("%s: cannot unmount: %s", path, g_strerror(-error));
         return EXIT_FAILED;
     }
     tool_error("%s: unmounted, but its daemon was gone: the store is as of its last commit", path);
     return EXIT_DONE;
 }
 
-static int failed_to_unmount(const char *path)
+static int failed_to_unmount(const char *path, int error)
 {
-    if (errno == EBUSY)
+    if (error == -EBUSY)
         tool_error("%s: is in use ('fuser -vm %s' tells by whom)", path, path);
     else
-        tool_error("%s: cannot unmount: %s", path, g_strerror(errno));
+        tool_error("%s: cannot unmount: %s", path, g_strerror(-error));
     return EXIT_FAILED;
 }
 
@@ -110,12 +112,12 @@ static int failed_to_unmount(const char *path)
 static bool umount_view(const char *path, const char *view)
 {
     if (umount2(path, MNT_EXPIRE | UMOUNT_NOFOLLOW) != 0 && errno == EBUSY) {
-        failed_to_unmount(path);
+        failed_to_unmount(path, -EBUSY);
         return false;
     }
     /* It may be gone, or out of our sight: then it is the daemon's business. */
-    if (umount2(view, UMOUNT_NOFOLLOW) != 0 && errno == EBUSY) {
-        failed_to_unmount(view);
+    if (unmount_path(view, false) == -EBUSY) {
+        failed_to_unmount(view, -EBUSY);
         return false;
     }
     return true;
@@ -149,8 +151,9 @@ static int umount_one(const char *path, unsigned timeout_s)
 
     if (!info.is_view && info.view_path[0] && !umount_view(path, info.view_path))
         return EXIT_FAILED;
-    if (umount2(path, UMOUNT_NOFOLLOW) != 0)
-        return failed_to_unmount(path);
+    int error = unmount_path(path, false);
+    if (error)
+        return failed_to_unmount(path, error);
     if (info.is_view)
         return committed ? EXIT_DONE : EXIT_FAILED; /* the store stays open */
     if (info.store_path[0] && !wait_until_closed(info.store_path, timeout_s)) {
