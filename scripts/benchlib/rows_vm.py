@@ -189,6 +189,10 @@ def vm_steps(bench, target, number, by_command, mounts):
     yield "remove", took("remove", cloned, s.vms)
     if own:
         yield "clone-many", took("clone", "cowfs-many", made, cloned, s.vms)
+        # As cold as what was deleted name by name.
+        target.sync()
+        target.umount()
+        target.mount()
         yield "remove-many", took("remove-many", cloned, s.vms)
     target.remove(f"made{number}", f"cloned{number}")
     target.sync()
