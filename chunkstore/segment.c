@@ -138,6 +138,13 @@ static void choose_current(struct segments *s)
 int segments_open(const char *path, uint32_t chunk_bytes, uint64_t reserve_bytes, bool read_only,
                   struct metadb *db, struct segments **out, struct errmsg *err)
 {
+    return segments_open_known(path, chunk_bytes, reserve_bytes, read_only, db, NULL, 0, out, err);
+}
+
+int segments_open_known(const char *path, uint32_t chunk_bytes, uint64_t reserve_bytes,
+                        bool read_only, struct metadb *db, const struct segment_known *known,
+                        size_t known_count, struct segments **out, struct errmsg *err)
+{
     g_assert(chunk_bytes >= CHUNK_BYTES_MIN && chunk_bytes <= CHUNK_BYTES_MAX);
     g_assert((chunk_bytes & (chunk_bytes - 1)) == 0);
 
@@ -169,6 +176,8 @@ int segments_open(const char *path, uint32_t chunk_bytes, uint64_t reserve_bytes
     int error = open_directory(s, path, err);
     if (!error)
         error = segment_records_load(s, err);
+    for (size_t i = 0; i < known_count && !error; i++)
+        error = segment_record_know(s, &known[i], err);
     if (!error)
         error = segment_files_tidy(s, err);
     if (error) {

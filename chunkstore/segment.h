@@ -57,6 +57,19 @@ struct segments;
  */
 int segments_open(const char *path, uint32_t chunk_bytes, uint64_t reserve_bytes, bool read_only,
                   struct metadb *db, struct segments **out, struct errmsg *err);
+/*
+ * The same after a crash of the process, not of the machine. `known` says what a journal
+ * knows of segments that no record says yet: their files are not removed, nor cut, nor are
+ * their slots handed out again. All of it is to be synced by the first commit.
+ */
+struct segment_known {
+    uint32_t id;
+    bool home;      /* made since, as a home segment; filled from here on (segments_home_begin) */
+    uint64_t slots; /* in use below this */
+};
+int segments_open_known(const char *path, uint32_t chunk_bytes, uint64_t reserve_bytes,
+                        bool read_only, struct metadb *db, const struct segment_known *known,
+                        size_t known_count, struct segments **out, struct errmsg *err);
 void segments_close(struct segments *s);
 
 uint32_t segments_chunk_bytes(const struct segments *s);
@@ -150,6 +163,12 @@ uint64_t segments_garbage_bytes(struct segments *s);
 typedef int (*segments_owned_fn)(void *arg, chunk_t first, uint32_t limit, bool *owned,
                                  uint32_t *alike);
 int segments_reclaim(struct segments *s, bool unclean, segments_owned_fn owned, void *arg);
+/* What a journal had was done again, is durable, and what that freed has been punched:
+ * from here on it counts as what earlier processes did, and segments_reclaim may follow. */
+void segments_replayed(struct segments *s);
+/* The next segments_sync syncs all segments: earlier processes may have left bytes in the
+ * page cache. */
+void segments_mark_all_unsynced(struct segments *s);
 
 /*
  * Home segments (segment_home.c). The life of one:

@@ -297,3 +297,13 @@ int segments_reclaim(struct segments *s, bool unclean, segments_owned_fn owned, 
     }
     return 0;
 }
+
+void segments_replayed(struct segments *s)
+{
+    uint64_t id = 0;
+    for (struct segment *seg; (seg = segment_next(s, &id));) {
+        seg->live_at_open = atomic_load(&seg->live);
+        seg->cursor_at_open = atomic_load(&seg->cursor);
+    }
+    atomic_store(&s->freed_any, false);
+}

@@ -260,6 +260,8 @@ void segment_mark_unsynced(struct segments *s, struct segment *seg);
 /* ---- segment_record.c ---- */
 
 int segment_records_load(struct segments *s, struct errmsg *err);
+/* After that: what a journal knows besides. */
+int segment_record_know(struct segments *s, const struct segment_known *known, struct errmsg *err);
 /* Truncates files to their cursors, unlinks those that no record knows. */
 int segment_files_tidy(struct segments *s, struct errmsg *err);
 void segment_mark_changed(struct segments *s, struct segment *seg);

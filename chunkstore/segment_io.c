@@ -204,6 +204,15 @@ static int sync_segment(struct segments *s, struct segment *seg)
     return error;
 }
 
+void segments_mark_all_unsynced(struct segments *s)
+{
+    uint64_t id = 0;
+    for (struct segment *seg; (seg = segment_next(s, &id));)
+        if (atomic_load(&seg->state) == SEGMENT_LIVE && atomic_load(&seg->live) > 0 &&
+            !atomic_load(&seg->warned)) /* its file is missing */
+            segment_mark_unsynced(s, seg);
+}
+
 int segments_sync(struct segments *s)
 {
     pthread_mutex_lock(&s->unsynced_lock);

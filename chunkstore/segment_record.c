@@ -143,6 +143,40 @@ int segment_records_load(struct segments *s, struct errmsg *err)
     return error;
 }
 
+int segment_record_know(struct segments *s, const struct segment_known *known, struct errmsg *err)
+{
+    struct segment *seg = segment_find(s, known->id);
+    if (!seg) {
+        char name[SEGMENT_NAME_BYTES];
+        segment_name(known->id, name);
+        if (faccessat(s->dir_fd, name, F_OK, AT_SYMLINK_NOFOLLOW) < 0)
+            return errmsg_set(err, -EUCLEAN,
+                              "the segment file '%s/%s', which the journal knows, is missing",
+                              s->path, name);
+        seg = segment_new(known->id);
+        if (known->home) {
+            atomic_store(&seg->flags, SEGMENT_HOME);
+            atomic_store(&seg->held_groups, 1);
+        }
+        segment_insert(s, seg);
+        raise_next_id(s, (uint64_t)known->id + 1);
+        atomic_store(&s->next_id_changed, true);
+        atomic_store(&s->directory_unsynced, true);
+    }
+    if (known->slots > segment_slots(seg))
+        return errmsg_set(err, -EUCLEAN, "the journal uses slots that segment %08x has not",
+                          known->id);
+    uint32_t cursor = (uint32_t)round_up_u64(known->slots, SLOT_GROUP);
+    if (cursor > atomic_load(&seg->cursor))
+        atomic_store(&seg->cursor, cursor);
+    seg->cursor_at_open = atomic_load(&seg->cursor);
+    /* Slots below may have been written and never mapped. */
+    atomic_store(&seg->unowned, true);
+    segment_mark_changed(s, seg);
+    segment_mark_unsynced(s, seg);
+    return 0;
+}
+
 /* True if `name` is what segment_name makes. */
 static bool parse_name(const char *name, uint32_t *id)
 {

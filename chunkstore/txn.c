@@ -31,6 +31,8 @@ struct txn {
     struct txn_config config;
     struct txn_participant participants[PARTICIPANTS_MAX];
     unsigned participant_count;
+    void (*publish)(void *arg); /* NULL: nobody wants to know */
+    void *publish_arg;
 
     struct gate *gate;
     atomic_int_fast64_t dirty_bytes;
@@ -100,8 +102,17 @@ void txn_enter(struct txn *t)
     gate_enter(t->gate);
 }
 
+void txn_set_publish(struct txn *t, void (*publish)(void *arg), void *arg)
+{
+    g_assert(!t->started);
+    t->publish = publish;
+    t->publish_arg = arg;
+}
+
 void txn_exit(struct txn *t)
 {
+    if (t->publish)
+        t->publish(t->publish_arg);
     gate_exit(t->gate);
 }
 

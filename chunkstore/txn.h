@@ -56,6 +56,8 @@ struct txn *txn_new(struct metadb *db, struct segments *segments, struct counts 
                     struct counts *node_counts, const struct txn_config *config);
 /* Before txn_start; at most 8. */
 void txn_add_participant(struct txn *t, const struct txn_participant *participant);
+/* Before txn_start: called by txn_exit, while the caller still is inside the gate. */
+void txn_set_publish(struct txn *t, void (*publish)(void *arg), void *arg);
 /* Starts the committer and reclaim threads (after any fork). */
 void txn_start(struct txn *t);
 /* Stops the threads; a last commit is the caller's to ask for before. */

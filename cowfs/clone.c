@@ -17,6 +17,7 @@
 
 #include "cowfs/caller.h"
 #include "cowfs/file.h"
+#include "cowfs/journal_internal.h"
 #include "cowfs/names.h"
 #include "cowfs/sealer.h"
 
@@ -229,7 +230,7 @@ static void unbuild(struct plan *p)
             for (; metadb_iter_valid(it); metadb_iter_next(it)) {
                 size_t len;
                 const uint8_t *key = metadb_iter_key(it, &len);
-                metadb_delete(p->fs->db, key, len);
+                journal_delete(p->fs, key, len);
             }
             metadb_iter_free(it);
         }
@@ -260,6 +261,8 @@ static int build(struct plan *p, struct inode *dir, const char *name)
     }
     if (error)
         unbuild(p);
+    else
+        journal_complete(p->fs->journal, 0, item_at(p, 0)->made->ino, 0);
     txn_exit(p->fs->txn);
     unlock_files(p);
     return error;

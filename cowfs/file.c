@@ -6,6 +6,7 @@
 #include "cowfs/file.h"
 #include "cowfs/file_internal.h"
 #include "cowfs/home.h"
+#include "cowfs/journal_internal.h"
 #include "cowfs/names.h"
 #include "cowfs/sealer.h"
 
@@ -90,14 +91,18 @@ void content_changed(struct inode *inode, uint64_t size_bytes, unsigned flags)
     bool drop_capability = false;
     txn_enter(fs->txn);
     struct inode_attr *a = &inode->attr;
-    bool times_only = size_bytes <= a->size_bytes;
+    bool times_only = size_bytes <= a->size_bytes, same_times = true;
     if (size_bytes > a->size_bytes)
         home_resize(inode, size_bytes);
     pthread_mutex_lock(&inode->attr_lock);
     if (size_bytes > a->size_bytes)
         a->size_bytes = size_bytes;
-    if (!(flags & CHANGED_KEEP_TIMES))
+    if (!(flags & CHANGED_KEEP_TIMES)) {
+        struct timespec mtime = a->mtime, ctime = a->ctime;
         inode_touch_mtime(inode);
+        same_times = memcmp(&mtime, &a->mtime, sizeof(mtime)) == 0 &&
+                     memcmp(&ctime, &a->ctime, sizeof(ctime)) == 0;
+    }
     if (flags & CHANGED_KILL_SUID && a->mode & (S_ISUID | S_ISGID)) {
         times_only = false;
         a->mode &= ~(uint32_t)S_ISUID;
@@ -112,7 +117,9 @@ void content_changed(struct inode *inode, uint64_t size_bytes, unsigned flags)
         times_only = false;
     }
     pthread_mutex_unlock(&inode->attr_lock);
-    if (times_only)
+    if (times_only && same_times) /* the clock is a coarse one */
+        inode_mark_bytes(inode);
+    else if (times_only)
         inode_mark_times(inode);
     else
         inode_mark_dirty(inode);
@@ -155,8 +162,10 @@ int file_hold_map(struct inode *src, struct inode **holder)
     *holder = NULL;
     txn_enter(fs->txn);
     int error = map_clone(fs->nodes, &src->attr.map, &map);
-    if (!error)
+    if (!error) {
         *holder = new_orphan(fs, map, src->attr.size_bytes);
+        journal_clone(src, *holder);
+    }
     txn_exit(fs->txn);
     return error;
 }
@@ -171,6 +180,7 @@ void file_release_hold(struct inode *holder)
     txn_enter(fs->txn);
     struct map map = holder->attr.map;
     int error = map_release(fs->nodes, &map, &more);
+    journal_drop(holder);
     pthread_mutex_lock(&holder->attr_lock);
     holder->attr.map = map;
     pthread_mutex_unlock(&holder->attr_lock);
@@ -191,6 +201,7 @@ int file_clone_locked(struct inode *src, struct inode *dst)
     dst->attr.map = map;
     dst->attr.size_bytes = src->attr.size_bytes;
     pthread_mutex_unlock(&dst->attr_lock);
+    journal_clone(src, dst);
     home_share(src, dst);
     inode_mark_dirty(dst);
     if (atomic_load(&src->unsealed))

@@ -7,6 +7,7 @@
  */
 #include "cowfs/file_internal.h"
 #include "cowfs/home.h"
+#include "cowfs/journal_internal.h"
 #include "cowfs/sealer.h"
 
 #include <errno.h>
@@ -20,7 +21,8 @@
 
 struct copy {
     struct fs *fs;
-    struct map map; /* the source's, as it was at the start; held for us */
+    struct inode *holder; /* of the source's map, as it was at the start */
+    struct map map;       /* that map */
     uint64_t src_size;
     struct inode *dst;
     uint64_t dst_end; /* where the copy ends there */
@@ -85,6 +87,7 @@ static int share_step(struct copy *c, uint64_t src_index, uint64_t dst_index, ui
     txn_enter(c->fs->txn);
     home_leave(dst, false);
     int error = map_share(c->fs->nodes, &c->map, src_index, &dst->attr.map, dst_index, count);
+    journal_share(c->holder, src_index, dst, dst_index, count);
     uint64_t end = min_u64((dst_index + count) * c->fs->chunk_bytes, c->dst_end);
     if (!error && end > dst->attr.size_bytes)
         file_set_size(dst, end);
@@ -136,6 +139,7 @@ static int take_whole(struct inode *src, struct inode *dst)
     if (!error) {
         home_leave(dst, false);
         dst->attr.map = map;
+        journal_clone(src, dst);
         file_set_size(dst, src->attr.size_bytes);
         home_share(src, dst);
         int lost = file_drop_map(fs, &old);
@@ -224,6 +228,7 @@ static ssize_t copy_parts(struct inode *holder, uint64_t src_offset, struct inod
 {
     struct copy c = {
         .fs = dst->fs,
+        .holder = holder,
         .map = holder->attr.map,
         .src_size = holder->attr.size_bytes,
         .dst = dst,
@@ -234,6 +239,8 @@ static ssize_t copy_parts(struct inode *holder, uint64_t src_offset, struct inod
         result = copy_locked(&c, src_offset, dst_offset, bytes);
     if (result < 0)
         content_cut(dst, old_size); /* no part of it behind the old end */
+    if (result >= 0)
+        journal_complete(dst->fs->journal, result, 0, 0); /* with the change that follows */
     content_changed(dst, result > 0 ? dst_offset + (uint64_t)result : 0, 0);
     return result;
 }
@@ -260,6 +267,8 @@ ssize_t file_copy_range(struct inode *src, uint64_t src_offset, struct inode *ds
         result = -EINVAL;
     } else if (bytes > 0 && whole) {
         result = take_whole(src, dst);
+        if (result == 0)
+            journal_complete(fs->journal, (int64_t)bytes, 0, 0); /* with the change that follows */
         if (result == 0)
             content_changed(dst, bytes, atomic_load(&src->unsealed) ? 0 : CHANGED_NO_SEAL);
         result = result ? result : (ssize_t)bytes;

@@ -11,6 +11,7 @@
  */
 #include "cowfs/file_internal.h"
 #include "cowfs/home.h"
+#include "cowfs/journal_internal.h"
 #include "cowfs/sealer.h"
 #include "cowfs/slots.h"
 
@@ -90,6 +91,7 @@ static int truncate_all(struct inode *inode)
     home_leave(inode, false);
     struct map map = inode->attr.map;
     inode->attr.map = (struct map){0};
+    journal_drop(inode);
     file_set_size(inode, 0);
     int error = file_drop_map(fs, &map);
     txn_exit(fs->txn);

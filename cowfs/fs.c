@@ -19,6 +19,7 @@
 #include "cowfs/fs.h"
 
 #include "cowfs/damage.h"
+#include "cowfs/journal_internal.h"
 #include "cowfs/meta.h"
 #include "cowfs/reap.h"
 #include "cowfs/sealer.h"
@@ -69,7 +70,10 @@ static void meta_flip(void *arg)
         .inode_count = atomic_load(&fs->inode_count),
         .chunks_live = fs_chunks_live(fs),
         .merges = fs_merges(fs),
+        .journal_seq = journal_flip(fs->journal),
     };
+    /* A store that was closed in order has nothing to be done again. */
+    meta.journal = fs->closing ? 0 : journal_id(fs->journal);
     struct wbuf record = {0};
     meta_encode(&meta, &record);
     if (record.len == fs->meta_written.len &&
@@ -81,6 +85,12 @@ static void meta_flip(void *arg)
     metadb_put(fs->db, &key, 1, record.data, record.len);
     wbuf_free(&fs->meta_written);
     fs->meta_written = record;
+}
+
+static void meta_durable(void *arg)
+{
+    struct fs *fs = arg;
+    journal_durable(fs->journal);
 }
 
 static void nodes_flip(void *arg)
@@ -238,26 +248,60 @@ static int slots_owned(void *arg, chunk_t first, uint32_t limit, bool *owned, ui
     return error;
 }
 
-static int open_chunks(struct fs *fs, struct errmsg *err)
+static int reclaim(struct fs *fs, struct errmsg *err)
+{
+    int error = segments_reclaim(fs->segments, fs->opened_unclean, slots_owned, fs);
+    return error ? errmsg_set(err, error, "%s: cannot release what the last run left over: %s",
+                              fs->store_path, g_strerror(-error))
+                 : 0;
+}
+
+/* What the last process left in the journal. */
+struct left_over {
+    struct journal *journal;
+    bool any;
+    GArray *segments; /* struct segment_known */
+    uint64_t next_ino;
+};
+
+static int open_journal(struct fs *fs, const struct meta *meta, struct left_over *left,
+                        struct errmsg *err)
+{
+    struct journal_state state = {
+        .uuid = fs->sb.uuid,
+        .clean = meta->clean,
+        .id = meta->journal,
+        .seq = meta->journal_seq,
+    };
+    if (fs->config.journal_fd <= 0 || fs->config.read_only)
+        return 0;
+    int error = journal_open(fs->config.journal_fd, &state, &left->journal, err);
+    if (!error) {
+        left->any = !journal_is_empty(left->journal);
+        error = replay_scan(left->journal, left->segments, &left->next_ino, err);
+    }
+    return error;
+}
+
+static int open_chunks(struct fs *fs, const struct left_over *left, struct errmsg *err)
 {
     const struct fs_config *config = &fs->config;
-    int error = segments_open(fs->store_path, fs->chunk_bytes, reserve_bytes(fs->store_path),
-                              config->read_only, fs->db, &fs->segments, err);
+    int error = segments_open_known(
+        fs->store_path, fs->chunk_bytes, reserve_bytes(fs->store_path), config->read_only, fs->db,
+        (const struct segment_known *)(const void *)left->segments->data, left->segments->len,
+        &fs->segments, err);
     if (error)
         return error;
     fs->chunk_counts = counts_new(fs->db, KEY_CHUNK_COUNTS, config->cache_bytes / 4);
     fs->node_counts = counts_new(fs->db, KEY_NODE_COUNTS, config->cache_bytes / 8);
     if (config->read_only)
         return 0;
-    /* Cheap after a clean end: it looks at flagged segments only. */
-    error = segments_reclaim(fs->segments, fs->opened_unclean, slots_owned, fs);
-    if (error)
-        return errmsg_set(err, error, "%s: cannot release what the last run left over: %s",
-                          fs->store_path, g_strerror(-error));
-    return 0;
+    /* Cheap after a clean end: it looks at flagged segments only. Where a journal is to be done
+     * again, owners are known afterwards only. */
+    return left->any ? 0 : reclaim(fs, err);
 }
 
-static void open_caches(struct fs *fs, const struct meta *meta)
+static void open_caches(struct fs *fs, const struct meta *meta, uint64_t next_ino)
 {
     const struct fs_config *config = &fs->config;
     struct txn_config txn_config = {
@@ -274,11 +318,22 @@ static void open_caches(struct fs *fs, const struct meta *meta)
         .txn = fs->txn,
     };
     fs->nodes = node_cache_new(&env, meta->next_node_id, config->cache_bytes / 2);
-    fs->inodes = inode_cache_new(fs, meta->next_ino + (fs->opened_unclean ? INO_GAP : 0));
+    fs->inodes = inode_cache_new(fs, next_ino + (fs->opened_unclean ? INO_GAP : 0));
     fs->streams = slot_streams_new(fs->segments);
     txn_add_participant(fs->txn, &(struct txn_participant){.arg = fs->nodes, .flip = nodes_flip});
     txn_add_participant(fs->txn, &(struct txn_participant){.arg = fs->inodes, .flip = inodes_flip});
-    txn_add_participant(fs->txn, &(struct txn_participant){.arg = fs, .flip = meta_flip});
+    txn_add_participant(
+        fs->txn, &(struct txn_participant){.arg = fs, .flip = meta_flip, .durable = meta_durable});
+    if (fs->config.journal_fd > 0)
+        txn_set_publish(fs->txn, journal_publish, fs);
+}
+
+/* The journal was done again, and that is durable. What it mapped has owners now. */
+static int settle_replayed(struct fs *fs, struct errmsg *err)
+{
+    txn_wait_reclaim(fs->txn);
+    segments_replayed(fs->segments);
+    return reclaim(fs, err);
 }
 
 /* What is in the store's directory was made by an opening that may have failed,
@@ -296,7 +351,7 @@ static int sync_names(const struct fs *fs, struct errmsg *err)
 }
 
 /* Marks the store as in use; makes the root directory of a new one. */
-static int begin_use(struct fs *fs, bool fresh, struct errmsg *err)
+static int begin_use(struct fs *fs, bool fresh, bool replayed, struct errmsg *err)
 {
     int error = sync_names(fs, err);
     txn_start(fs->txn);
@@ -322,7 +377,13 @@ static int begin_use(struct fs *fs, bool fresh, struct errmsg *err)
     if (error)
         return errmsg_set(err, error, "%s: the first commit failed: %s", fs->store_path,
                           g_strerror(-error));
-    return 0;
+    if (replayed)
+        error = settle_replayed(fs, err);
+    /* Bytes that the last process wrote in place are in the page cache: whoever asks for an
+     * fsync wants these, too. */
+    if (fs->opened_unclean && fs->journal)
+        segments_mark_all_unsynced(fs->segments);
+    return error;
 }
 
 static int start_workers(struct fs *fs, struct errmsg *err)
@@ -354,6 +415,7 @@ static void fs_free(struct fs *fs)
     if (fs->segments)
         segments_close(fs->segments);
     metadb_close(fs->db);
+    journal_close(fs->journal);
     if (fs->lock_fd >= 0)
         close(fs->lock_fd);
     pthread_rwlock_destroy(&fs->ns_lock);
@@ -383,6 +445,32 @@ static struct fs *fs_new(const struct fs_config *config)
     return fs;
 }
 
+/* From what the last commit says to a store that could be used. */
+static int open_layers(struct fs *fs, const struct meta *meta, bool fresh, struct left_over *left,
+                       struct errmsg *err)
+{
+    left->next_ino = meta->next_ino;
+    int error = open_journal(fs, meta, left, err);
+    if (!error)
+        error = open_chunks(fs, left, err);
+    if (error)
+        return error;
+    open_caches(fs, meta, left->next_ino);
+    error = damage_load(fs, &fs->damage);
+    if (error)
+        return errmsg_set(err, error, "%s: the list of damaged chunks cannot be read: %s",
+                          fs->store_path, g_strerror(-error));
+    if (fs->config.read_only)
+        return 0;
+    if (left->any)
+        error = replay_run(fs, left->journal, err);
+    if (error)
+        return error;
+    fs->journal = g_steal_pointer(&left->journal); /* from here on things are recorded */
+    error = begin_use(fs, fresh, left->any, err);
+    return error ? error : start_workers(fs, err);
+}
+
 int fs_open(const char *store_path, const struct fs_config *config, struct fs **out,
             struct errmsg *err)
 {
@@ -395,35 +483,23 @@ int fs_open(const char *store_path, const struct fs_config *config, struct fs **
         error = open_metadb(fs, err);
     if (!error)
         error = read_meta(fs, &meta, &fresh, err);
-    if (error)
-        goto fail;
-    fs->opened_unclean = !meta.clean;
-    fs->base_live = meta.chunks_live;
-    fs->base_merges = meta.merges;
-    atomic_init(&fs->inode_count, meta.inode_count);
-    if (fs->opened_unclean)
-        g_message("%s: not closed in order; going on from the last commit", fs->store_path);
-    error = open_chunks(fs, err);
-    if (error)
-        goto fail;
-    open_caches(fs, &meta);
-    error = damage_load(fs, &fs->damage);
-    if (error) {
-        errmsg_set(err, error, "%s: the list of damaged chunks cannot be read: %s", fs->store_path,
-                   g_strerror(-error));
-        goto fail;
+    if (!error) {
+        struct left_over left = {.segments =
+                                     g_array_new(FALSE, FALSE, sizeof(struct segment_known))};
+        fs->opened_unclean = !meta.clean;
+        fs->base_live = meta.chunks_live;
+        fs->base_merges = meta.merges;
+        atomic_init(&fs->inode_count, meta.inode_count);
+        if (fs->opened_unclean)
+            g_message("%s: not closed in order; going on from the last commit", fs->store_path);
+        error = open_layers(fs, &meta, fresh, &left, err);
+        g_array_free(left.segments, TRUE);
+        journal_close(left.journal);
     }
-    if (!fs->config.read_only) {
-        error = begin_use(fs, fresh, err);
-        if (!error)
-            error = start_workers(fs, err);
-        if (error)
-            goto fail;
-    }
-    *out = fs;
-    return 0;
-fail:
-    fs_free(fs);
+    if (error)
+        fs_free(fs);
+    else
+        *out = fs;
     return error;
 }
 

@@ -85,7 +85,7 @@ static void set_attr(fuse_req_t req, fuse_ino_t ino, const struct stat *attr, in
         /* The kernel sends the times of its cached writes before each fsync. */
         if (to_set &
             (FUSE_SET_ATTR_MODE | FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_KILL_SUID))
-            inode_mark_dirty(inode);
+            inode_mark_attr(inode);
         else
             inode_mark_times(inode);
         txn_exit(fs->txn);

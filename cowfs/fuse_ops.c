@@ -164,7 +164,7 @@ void mount_kill_suidgid_now(struct inode *inode)
         inode_touch_ctime(inode);
     pthread_mutex_unlock(&inode->attr_lock);
     if (changed)
-        inode_mark_dirty(inode);
+        inode_mark_attr(inode);
     txn_exit(fs->txn);
 }
 

@@ -3,6 +3,7 @@
 #include "cowfs/home.h"
 
 #include "cowfs/file_internal.h"
+#include "cowfs/journal_internal.h"
 
 #include <errno.h>
 #include <glib.h>
@@ -17,8 +18,10 @@ void home_leave(struct inode *inode, bool unowned)
     struct inode_attr *a = &inode->attr;
     if (!a->home)
         return;
-    if (a->home_filling)
+    if (a->home_filling) {
         segments_home_leave(inode->fs->segments, a->home, unowned);
+        journal_home(inode->fs, JOURNAL_HOME_LEAVE, a->home, unowned);
+    }
     a->home = 0;
     a->home_filling = a->packing = false;
     inode_mark_dirty(inode);
@@ -40,6 +43,7 @@ uint32_t home_freeze(struct inode *src)
         home_leave(src, false); /* neither is flat then */
     if (a->home_filling) {
         segments_home_freeze(src->fs->segments, a->home, a->size_bytes);
+        journal_home(src->fs, JOURNAL_HOME_FREEZE, a->home, a->size_bytes);
         a->home_filling = false;
         inode_mark_dirty(src);
     }
@@ -82,6 +86,7 @@ int content_map(struct inode *inode, uint64_t index, uint64_t n, chunk_t first, 
         home_leave(inode, false);
     g_assert(!a->home || a->home_filling);
     int error = map_set(inode->fs->nodes, &a->map, index, n, first, reserved);
+    journal_map(inode, index, n, first, reserved);
     if (error)
         home_leave(inode, true);
     inode_mark_dirty(inode);
@@ -95,6 +100,7 @@ int content_unmap(struct inode *inode, uint64_t index, uint64_t n)
     if (a->home && map_each(inode->fs->nodes, &a->map, index, index + n, has_used_slot, inode))
         home_leave(inode, false);
     int error = map_punch(inode->fs->nodes, &a->map, index, n);
+    journal_unmap(inode, index, n);
     inode_mark_dirty(inode);
     return error;
 }
@@ -152,8 +158,9 @@ static int map_extents(struct first_leaf *leaf)
     int error = 0;
     for (guint k = 0; k < leaf->extents->len && !error; k++) {
         const struct extent *e = &g_array_index(leaf->extents, struct extent, k);
-        error = map_set(inode->fs->nodes, &inode->attr.map, e->index, e->count,
-                        (chunk_t)leaf->home << 32 | e->index, e->reserved);
+        chunk_t first = (chunk_t)leaf->home << 32 | e->index;
+        error = map_set(inode->fs->nodes, &inode->attr.map, e->index, e->count, first, e->reserved);
+        journal_map(inode, e->index, e->count, first, e->reserved);
     }
     return error;
 }
@@ -170,6 +177,7 @@ static void move_in(struct first_leaf *leaf)
         segments_home_drop(fs->segments, leaf->home);
     } else {
         segments_home_begin(fs->segments, leaf->home);
+        journal_home(fs, JOURNAL_HOME_BEGIN, leaf->home, 0);
         inode->attr.home = leaf->home;
         inode->attr.home_filling = true;
     }

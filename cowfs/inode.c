@@ -20,6 +20,7 @@
  * the queue of the reaper that knows of it, and the record KEY_ORPHAN.
  */
 #include "cowfs/fs.h"
+#include "cowfs/journal_internal.h"
 #include "cowfs/reap.h"
 
 #include <errno.h>
@@ -297,15 +298,37 @@ void inode_forget_all(struct inode_cache *cache, unsigned mount)
     }
 }
 
-void inode_mark_dirty(struct inode *inode)
+static void mark_changed(struct inode *inode, unsigned journal_mask)
 {
     uint64_t commit = txn_next(inode->fs->txn);
     if (atomic_load(&inode->changed_in) != commit)
         atomic_store(&inode->changed_in, commit);
-    inode_mark_times(inode);
+    journal_attr(inode, journal_mask);
+    inode_mark_bytes(inode);
+}
+
+void inode_mark_dirty(struct inode *inode)
+{
+    mark_changed(inode, JOURNAL_OWN | JOURNAL_CONTENT);
+}
+
+void inode_mark_names(struct inode *inode)
+{
+    mark_changed(inode, JOURNAL_OWN | JOURNAL_NAMES);
+}
+
+void inode_mark_attr(struct inode *inode)
+{
+    mark_changed(inode, JOURNAL_OWN);
 }
 
 void inode_mark_times(struct inode *inode)
+{
+    journal_attr(inode, JOURNAL_OWN);
+    inode_mark_bytes(inode);
+}
+
+void inode_mark_bytes(struct inode *inode)
 {
     /* Inside the gate it can only become true. */
     if (atomic_load(&inode->dirty))
@@ -338,8 +361,23 @@ struct inode *inode_new(struct inode_cache *cache, uint32_t mode, uint32_t uid, 
     g_hash_table_insert(s->inodes, GSIZE_TO_POINTER(inode->ino), inode);
     pthread_mutex_unlock(&s->lock);
     atomic_fetch_add(&cache->fs->inode_count, 1);
-    inode_mark_dirty(inode);
+    mark_changed(inode, JOURNAL_NEW);
     return inode;
+}
+
+int inode_get_or_make(struct inode_cache *cache, uint64_t ino, struct inode **out)
+{
+    int error = inode_get(cache, ino, out);
+    if (error != -ENOENT)
+        return error;
+    struct inode *inode = *out = inode_alloc(cache, ino);
+    struct shard *s = shard_of(cache, ino);
+    pthread_mutex_lock(&s->lock);
+    g_hash_table_insert(s->inodes, &inode->ino, inode);
+    pthread_mutex_unlock(&s->lock);
+    atomic_fetch_add(&cache->fs->inode_count, 1);
+    inode_mark_dirty(inode);
+    return 0;
 }
 
 void inode_cache_flip(struct inode_cache *cache)
@@ -431,6 +469,7 @@ void inode_delete_claimed(struct inode *inode)
     struct fs *fs = inode->fs;
     struct shard *s = shard_of(fs->inodes, inode->ino);
     uint8_t key[KEY_MAX];
+    journal_remove(inode);
     metadb_delete(fs->db, key, key_u64(key, KEY_INODE, inode->ino));
     metadb_delete(fs->db, key, key_u64(key, KEY_ORPHAN, inode->ino));
     metadb_delete(fs->db, key, key_u64(key, KEY_UNSEALED, inode->ino));

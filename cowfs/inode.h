@@ -99,6 +99,9 @@ void inode_cache_free(struct inode_cache *cache);
  * Inside the gate. Its record is written at the flip. */
 struct inode *inode_new(struct inode_cache *cache, uint32_t mode, uint32_t uid, uint32_t gid,
                         uint64_t rdev);
+/* For replay, before anybody else uses the store: as inode_get, but one that is missing is
+ * made, with no attributes at all, which the caller then sets. */
+int inode_get_or_make(struct inode_cache *cache, uint64_t ino, struct inode **out);
 /* References the inode. -ENOENT if there is none or it is being reaped
  * (-ESTALE's business is the caller's). -EUCLEAN if its record is damaged.
  * May be called inside the gate and under ns_lock. */
@@ -116,9 +119,17 @@ void inode_forget_all(struct inode_cache *cache, unsigned mount); /* at its unmo
 /* Whether that mount's kernel knows the inode just now. */
 bool inode_is_known(struct inode_cache *cache, uint64_t ino, unsigned mount);
 
+/* Inside the gate, after a change, by whose locks it lasts (journal_internal.h):
+ * content and all of one's own with map_lock exclusively */
 void inode_mark_dirty(struct inode *inode);
-/* The same when only times have changed, which fdatasync(2) leaves out. */
+/* nlink, parent, entries, under ns_lock exclusively (and what needs attr_lock alone) */
+void inode_mark_names(struct inode *inode);
+/* what needs attr_lock alone */
+void inode_mark_attr(struct inode *inode);
+/* the same when only times have changed, which fdatasync(2) leaves out */
 void inode_mark_times(struct inode *inode);
+/* and when nothing has, but the bytes: the next commit is to have them */
+void inode_mark_bytes(struct inode *inode);
 /* ctime (and mtime) = now; attr_lock held, inside the gate. */
 void inode_touch_ctime(struct inode *inode);
 void inode_touch_mtime(struct inode *inode);

@@ -4,6 +4,7 @@
  * mark of an orphan.
  */
 #include "cowfs/fs.h"
+#include "cowfs/journal_internal.h"
 
 /* The kernel's own clock for time stamps is the coarse one: with another, a
  * file that the kernel stamps after us could look older. */
@@ -55,11 +56,11 @@ void inode_stat(struct inode *inode, struct stat *st)
 void inode_mark_orphan(struct inode *inode)
 {
     uint8_t key[KEY_MAX];
-    metadb_put(inode->fs->db, key, key_u64(key, KEY_ORPHAN, inode->ino), NULL, 0);
+    journal_put(inode->fs, key, key_u64(key, KEY_ORPHAN, inode->ino), NULL, 0);
 }
 
 void inode_clear_orphan(struct inode *inode)
 {
     uint8_t key[KEY_MAX];
-    metadb_delete(inode->fs->db, key, key_u64(key, KEY_ORPHAN, inode->ino));
+    journal_delete(inode->fs, key, key_u64(key, KEY_ORPHAN, inode->ino));
 }

@@ -10,6 +10,7 @@
  * Errors come in the order in which Linux' VFS finds them, so that a caller
  * who bypasses the kernel's checks (an ioctl, a test) sees the same.
  */
+#include "cowfs/journal.h"
 #include "cowfs/names_internal.h"
 
 #include <errno.h>
@@ -49,7 +50,7 @@ void names_dir_changed(struct inode *dir, int entries, int subdirs)
     dir->attr.nlink += (uint32_t)subdirs;
     inode_touch_mtime(dir);
     pthread_mutex_unlock(&dir->attr_lock);
-    inode_mark_dirty(dir);
+    inode_mark_names(dir);
 }
 
 void names_drop_link(struct inode *inode)
@@ -65,7 +66,7 @@ void names_drop_link(struct inode *inode)
     pthread_mutex_unlock(&inode->attr_lock);
     if (orphan)
         inode_mark_orphan(inode);
-    inode_mark_dirty(inode);
+    inode_mark_names(inode);
 }
 
 int names_lookup(struct fs *fs, uint64_t dir_ino, const char *name, struct inode **out)
@@ -209,6 +210,7 @@ int names_create(struct fs *fs, uint64_t dir_ino, const char *name, uint32_t mod
     *out = make_inode(fs, dir, mode, rdev, target, caller);
     dirent_insert(fs, &slot, name, (*out)->ino, mode);
     names_dir_changed(dir, 1, is_dir);
+    journal_complete(fs->journal, 0, (*out)->ino, 0);
     txn_exit(fs->txn);
 out:
     pthread_rwlock_unlock(&fs->ns_lock);
@@ -238,6 +240,7 @@ int names_tmpfile(struct fs *fs, uint64_t dir_ino, uint32_t mode, const struct c
         (*out)->attr.linkable = true;
         pthread_mutex_unlock(&(*out)->attr_lock);
         inode_mark_orphan(*out);
+        journal_complete(fs->journal, 0, (*out)->ino, 0);
         txn_exit(fs->txn);
     }
     pthread_rwlock_unlock(&fs->ns_lock);
@@ -287,9 +290,10 @@ int names_link(struct fs *fs, uint64_t ino, uint64_t dir_ino, const char *name, 
     inode->attr.linkable = false;
     inode_touch_ctime(inode);
     pthread_mutex_unlock(&inode->attr_lock);
-    inode_mark_dirty(inode);
+    inode_mark_names(inode);
     dirent_insert(fs, &slot, name, ino, mode);
     names_dir_changed(dir, 1, 0);
+    journal_complete(fs->journal, 0, ino, 0);
     txn_exit(fs->txn);
     *out = inode_ref(inode);
 out:
@@ -334,6 +338,7 @@ static int remove_name(struct fs *fs, uint64_t dir_ino, const char *name, bool w
     dirent_remove(fs, &slot);
     names_dir_changed(dir, -1, want_dir ? -1 : 0);
     names_drop_link(child);
+    journal_complete(fs->journal, 0, 0, 0);
     txn_exit(fs->txn);
 out:
     pthread_rwlock_unlock(&fs->ns_lock);

@@ -8,6 +8,7 @@
  * (inode number << 4 | type), a length byte and the name.
  */
 #include "cowfs/names_internal.h"
+#include "cowfs/journal_internal.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -173,7 +174,7 @@ static void put_entry(struct fs *fs, struct dirent_slot *slot, const char *name,
     struct wbuf record = {0};
     copy_others(slot, &record);
     names_encode(&record, ino, type, name);
-    metadb_put(fs->db, slot->key, slot->key_len, record.data, record.len);
+    journal_put(fs, slot->key, slot->key_len, record.data, record.len);
     wbuf_free(&record);
 }
 
@@ -195,12 +196,12 @@ void dirent_remove(struct fs *fs, struct dirent_slot *slot)
 {
     g_assert(slot->found);
     if (slot->entries == 1) {
-        metadb_delete(fs->db, slot->key, slot->key_len);
+        journal_delete(fs, slot->key, slot->key_len);
         return;
     }
     struct wbuf record = {0};
     copy_others(slot, &record);
-    metadb_put(fs->db, slot->key, slot->key_len, record.data, record.len);
+    journal_put(fs, slot->key, slot->key_len, record.data, record.len);
     wbuf_free(&record);
 }
 

@@ -6,6 +6,7 @@
  * Directories have one name, so the walk from a directory to the root by
  * `parent` is the only way up; under ns_lock exclusively it stands still.
  */
+#include "cowfs/journal.h"
 #include "cowfs/names_internal.h"
 
 #include <errno.h>
@@ -118,7 +119,7 @@ static void moved(struct inode *inode, struct inode *dir)
         inode->attr.parent = dir->ino;
     inode_touch_ctime(inode);
     pthread_mutex_unlock(&inode->attr_lock);
-    inode_mark_dirty(inode);
+    inode_mark_names(inode);
 }
 
 /* After the record of `from` was changed: `to` may stand in the same. It is in
@@ -180,6 +181,7 @@ static int rename_locked(struct fs *fs, struct place *from, struct place *to, un
         do_exchange(fs, from, to);
     else
         do_rename(fs, from, to);
+    journal_complete(fs->journal, 0, 0, 0);
     txn_exit(fs->txn);
     return 0;
 }

@@ -19,6 +19,7 @@
 #include "cowfs/file_internal.h"
 #include "cowfs/flat_internal.h"
 #include "cowfs/home.h"
+#include "cowfs/journal_internal.h"
 
 #include <errno.h>
 #include <glib.h>
@@ -58,6 +59,8 @@ static int begin(struct inode *inode)
     } else {
         segments_home_begin(fs->segments, home);
         segments_home_pack(fs->segments, home);
+        journal_home(fs, JOURNAL_HOME_BEGIN, home, 0);
+        journal_home(fs, JOURNAL_HOME_PACK, home, 0);
         a->home = home;
         a->home_filling = a->packing = true;
         inode->packed_chunks = 0;
@@ -129,6 +132,7 @@ static int prepare(struct packer *p, uint64_t index)
     if (flat_verdict_locked(inode) == FLAT_YES) {
         txn_enter(p->fs->txn);
         segments_home_pack(p->fs->segments, inode->attr.home);
+        journal_home(p->fs, JOURNAL_HOME_PACK, inode->attr.home, 0);
         txn_exit(p->fs->txn);
         p->done = true;
         return 0;

@@ -6,6 +6,7 @@
 
 #include "chunkstore/content_index.h"
 #include "cowfs/file_internal.h"
+#include "cowfs/journal_internal.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -65,7 +66,8 @@ void sealer_note_write(struct fs *fs, struct inode *inode)
     if (atomic_load(&inode->unsealed) || atomic_exchange(&inode->unsealed, true))
         return;
     uint8_t key[KEY_MAX];
-    metadb_put(fs->db, key, key_u64(key, KEY_UNSEALED, inode->ino), NULL, 0);
+    /* (That it was sealed is not in the journal: then it is looked at once more.) */
+    journal_put(fs, key, key_u64(key, KEY_UNSEALED, inode->ino), NULL, 0);
     if (fs->sealer)
         enqueue(fs->sealer, inode->ino);
 }

@@ -8,6 +8,7 @@
  * answered without the database.
  */
 #include "cowfs/names.h"
+#include "cowfs/journal_internal.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -57,7 +58,7 @@ static void note_change(struct inode *inode, const char *name, bool present)
         inode->attr.has_capability = present;
     inode_touch_ctime(inode);
     pthread_mutex_unlock(&inode->attr_lock);
-    inode_mark_dirty(inode);
+    inode_mark_attr(inode);
 }
 
 /* The value; -ENODATA if there is none. */
@@ -98,8 +99,9 @@ int xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *value, 
     metadb_value_free(&old);
     if (!error) {
         txn_enter(fs->txn);
-        metadb_put(fs->db, key, xattr_key(key, ino, name), value, len);
+        journal_put(fs, key, xattr_key(key, ino, name), value, len);
         note_change(inode, name, true);
+        journal_complete(fs->journal, 0, 0, 0);
         txn_exit(fs->txn);
     }
     pthread_rwlock_unlock(&inode->map_lock);
@@ -148,8 +150,9 @@ int xattr_remove(struct fs *fs, uint64_t ino, const char *name)
     metadb_value_free(&old);
     if (!error) {
         txn_enter(fs->txn);
-        metadb_delete(fs->db, key, xattr_key(key, ino, name));
+        journal_delete(fs, key, xattr_key(key, ino, name));
         note_change(inode, name, false);
+        journal_complete(fs->journal, 0, 0, 0);
         txn_exit(fs->txn);
     }
     pthread_rwlock_unlock(&inode->map_lock);
@@ -160,11 +163,11 @@ int xattr_remove(struct fs *fs, uint64_t ino, const char *name)
 void xattr_drop_capability(struct inode *inode)
 {
     uint8_t key[XATTR_KEY_MAX];
-    metadb_delete(inode->fs->db, key, xattr_key(key, inode->ino, capability_name));
+    journal_delete(inode->fs, key, xattr_key(key, inode->ino, capability_name));
     pthread_mutex_lock(&inode->attr_lock);
     inode->attr.has_capability = false;
     pthread_mutex_unlock(&inode->attr_lock);
-    inode_mark_dirty(inode);
+    inode_mark_attr(inode);
 }
 
 /* Calls fn for each attribute; name is not terminated. */
@@ -243,7 +246,7 @@ static void copy_one(void *arg, const char *name, size_t name_len, const uint8_t
     copy->capability |=
         name_len == strlen(capability_name) && memcmp(name, capability_name, name_len) == 0;
     memcpy(key + prefix, name, name_len);
-    metadb_put(copy->fs->db, key, prefix + name_len, value, len);
+    journal_put(copy->fs, key, prefix + name_len, value, len);
     copy->count++;
 }
 
@@ -268,7 +271,7 @@ int xattr_copy_all(struct fs *fs, uint64_t from_ino, uint64_t to_ino, bool user_
         to->attr.has_xattrs = true;
         to->attr.has_capability = copy.capability;
         pthread_mutex_unlock(&to->attr_lock);
-        inode_mark_dirty(to);
+        inode_mark_attr(to);
     }
     inode_put(to);
     return error;
