@@ -3,7 +3,8 @@
  * model_core.c - random operations on files of one store, without a mount,
  * against plain byte arrays.
  *
- *   model_core [--seed N] [--ops N] [--chunk-size BYTES] [--no-kill] [--keep] [--verbose]
+ *   model_core [--seed N] [--ops N] [--chunk-size BYTES] [--journal] [--no-kill] [--keep]
+ *              [--verbose]
  *
  * The store lives in a directory below $TMPDIR (or /dev/shm, or /tmp), and is
  * opened again and again, each time in a new process that works for a while
@@ -20,9 +21,14 @@
  * was, each byte must be one that the file had at some moment since then. And
  * fsck must be content each time.
  *
+ * --journal: each process has the same journal (journal.h), there are no power cuts, and
+ * after each crash *all* operations that had ended must be there. Now and then a process
+ * is killed while it opens the store, that is, while it does again what was left.
+ *
  * The first process never opens the store. It repeats the operations on its
  * own model (ops.h), so it knows what the others had done when they died.
  */
+#include "cowfs/journal.h"
 #include "tests/model/disk/disk.h"
 #include "tests/model/lib/compare.h"
 #include "tests/model/lib/ops.h"
@@ -47,14 +53,15 @@ enum end { END_CLOSE, END_EXIT, END_KILL, END_POWER };
 /* Between the processes. Operation numbers; UINT64_MAX: none yet. */
 struct shared {
     atomic_uint_fast64_t begun;     /* the newest that was begun */
-    atomic_uint_fast64_t committed; /* the newest successful fs_commit */
+    atomic_uint_fast64_t committed; /* the newest successful fs_commit; with a journal: the
+                                       newest that ended */
     atomic_bool ready;              /* opened, and recovered */
 };
 
 struct options {
     uint64_t seed, ops;
     uint32_t chunk_bytes;
-    bool kill, keep, verbose;
+    bool kill, keep, verbose, journal;
 };
 
 /* One life of the store. */
@@ -62,12 +69,14 @@ struct epoch {
     uint64_t number, first, end; /* operations */
     enum end way;
     unsigned kill_after_us;
+    unsigned kills_in_open, kill_in_open_us;
     bool after_crash;
     bool last;
     struct fs_config config;
 };
 
 static char *store;
+static int journal_fd;
 static struct shared *shared;
 static struct options options = {.ops = 1000, .chunk_bytes = 4096, .kill = true};
 
@@ -84,6 +93,7 @@ static struct fs_config choose_config(struct rng *r)
         .seal_background = rng_percent(r, 60),
         .seal_delay_ms = 1 + (unsigned)rng_below(r, 100),
         .seal_rate_bytes = rates[rng_below(r, G_N_ELEMENTS(rates))],
+        .journal_fd = journal_fd,
     };
 }
 
@@ -102,8 +112,14 @@ static struct epoch choose_epoch(uint64_t number, uint64_t first, bool after_cra
     static const enum end ways[] = {END_CLOSE, END_CLOSE, END_CLOSE, END_EXIT,
                                     END_KILL,  END_KILL,  END_POWER, END_POWER};
     e.way = ways[rng_below(&r, G_N_ELEMENTS(ways))];
+    if (e.way == END_POWER && options.journal)
+        e.way = END_KILL;
     if (e.way == END_KILL && !options.kill)
         e.way = END_EXIT;
+    if (options.journal && options.kill && after_crash && rng_percent(&r, 50)) {
+        e.kills_in_open = 1 + (unsigned)rng_below(&r, 3);
+        e.kill_in_open_us = (unsigned)rng_below(&r, 30000);
+    }
     if (e.last)
         e.way = END_CLOSE;
     return e;
@@ -175,7 +191,7 @@ static void live(struct world *w, const struct epoch *e)
         bool committed;
         atomic_store(&shared->begun, i);
         world_step(w, fs, i, &committed);
-        if (committed)
+        if (committed || options.journal)
             atomic_store(&shared->committed, i);
     }
     fail_context("the end");
@@ -206,10 +222,32 @@ static void wait_ready(pid_t pid)
     }
 }
 
+/* A process that opens the store and is killed meanwhile, or right after. */
+static void crash_in_open(const struct epoch *e)
+{
+    struct timespec pause = {.tv_nsec = (long)e->kill_in_open_us * 1000};
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid < 0) {
+        perror("fork");
+        exit(1);
+    }
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        open_store(e);
+        _exit(0);
+    }
+    nanosleep(&pause, NULL);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
 /* True if it ended as it was told to. */
 static bool run_epoch(struct world *w, const struct epoch *e, bool *killed)
 {
     int status;
+    for (unsigned i = 0; i < e->kills_in_open; i++)
+        crash_in_open(e);
     atomic_store(&shared->begun, UINT64_MAX);
     atomic_store(&shared->committed, UINT64_MAX);
     atomic_store(&shared->ready, false);
@@ -251,10 +289,14 @@ static uint64_t follow(struct world *w, const struct epoch *e)
     world_committed(w);
     for (uint64_t i = e->first; i < end; i++) {
         bool committed;
+        /* With a journal only what comes after the newest that ended is in doubt. */
+        w->track = !options.journal || durable == UINT64_MAX || i >= durable;
         world_step(w, NULL, i, &committed);
-        if (committed && durable != UINT64_MAX && i <= durable)
+        if ((committed || (options.journal && i == durable)) && durable != UINT64_MAX &&
+            i <= durable)
             world_committed(w);
     }
+    w->track = true;
     return end;
 }
 
@@ -279,9 +321,10 @@ static int run(void)
             fprintf(stderr,
                     "  epoch %" PRIu64 ", operation %" PRIu64 "; to do it again:\n"
                     "  model_core --seed %" PRIu64 " --ops %" PRIu64 " --chunk-size %" PRIu32
-                    "%s --verbose\n",
+                    "%s%s --verbose\n",
                     number, (uint64_t)atomic_load(&shared->begun), options.seed, options.ops,
-                    options.chunk_bytes, options.kill ? "" : " --no-kill");
+                    options.chunk_bytes, options.journal ? " --journal" : "",
+                    options.kill ? "" : " --no-kill");
             return 1;
         }
         if (e.way == END_POWER)
@@ -304,13 +347,10 @@ static int run(void)
 static void parse(int argc, char **argv)
 {
     static const struct option long_options[] = {
-        {"seed", required_argument, NULL, 's'},
-        {"ops", required_argument, NULL, 'n'},
-        {"chunk-size", required_argument, NULL, 'c'},
-        {"no-kill", no_argument, NULL, 'k'},
-        {"keep", no_argument, NULL, 'K'},
-        {"verbose", no_argument, NULL, 'v'},
-        {NULL, 0, NULL, 0},
+        {"seed", required_argument, NULL, 's'},       {"ops", required_argument, NULL, 'n'},
+        {"chunk-size", required_argument, NULL, 'c'}, {"journal", no_argument, NULL, 'j'},
+        {"no-kill", no_argument, NULL, 'k'},          {"keep", no_argument, NULL, 'K'},
+        {"verbose", no_argument, NULL, 'v'},          {NULL, 0, NULL, 0},
     };
     int c;
     options.seed = (uint64_t)time(NULL) * 1000003 + (uint64_t)getpid();
@@ -324,6 +364,9 @@ static void parse(int argc, char **argv)
             break;
         case 'c':
             options.chunk_bytes = (uint32_t)scratch_number(optarg);
+            break;
+        case 'j':
+            options.journal = true;
             break;
         case 'k':
             options.kill = false;
@@ -347,6 +390,10 @@ int main(int argc, char **argv)
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) {
         perror("mmap");
+        return 2;
+    }
+    if (options.journal && (journal_fd = journal_memory_new()) < 0) {
+        fprintf(stderr, "memfd: %s\n", g_strerror(-journal_fd));
         return 2;
     }
     store = scratch_make();
