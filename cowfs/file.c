@@ -139,6 +139,7 @@ static struct inode *new_orphan(struct fs *fs, struct map map, uint64_t size_byt
     orphan->attr.nlink = 0;
     orphan->attr.map = map;
     orphan->attr.size_bytes = size_bytes;
+    orphan->attr.btime = (struct timespec){0}; /* ours: no kernel has seen it (inode.c) */
     pthread_mutex_unlock(&orphan->attr_lock);
     inode_mark_orphan(orphan);
     return orphan;

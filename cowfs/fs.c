@@ -70,7 +70,7 @@ static void meta_flip(void *arg)
         .inode_count = atomic_load(&fs->inode_count),
         .chunks_live = fs_chunks_live(fs),
         .merges = fs_merges(fs),
-        .journal_seq = journal_flip(fs->journal),
+        .journal_seq = journal_flip(fs->journal, fs->txn),
     };
     /* A store that was closed in order has nothing to be done again. */
     meta.journal = fs->closing ? 0 : journal_id(fs->journal);

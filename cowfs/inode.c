@@ -38,12 +38,16 @@ struct shard {
     _Alignas(64) pthread_mutex_t lock;
     GHashTable *inodes; /* number -> inode; 64 bits fit into a pointer */
     GQueue dirty;
-    GQueue lru; /* head: used last */
+    GQueue lru;            /* head: used last */
+    GHashTable *forgotten; /* numbers of orphans that a kernel forgot which went on with an
+                              earlier process's mount */
 };
 
 struct inode_cache {
     struct fs *fs;
     atomic_uint_fast64_t next_ino;
+    uint64_t resumed_before; /* numbers below are of earlier processes */
+    atomic_uint resumed;     /* mounts, a bit each, whose kernel may know of them what we do not */
     struct shard shards[SHARDS];
 };
 
@@ -57,10 +61,13 @@ struct inode_cache *inode_cache_new(struct fs *fs, uint64_t next_ino)
     struct inode_cache *cache = g_aligned_alloc0(1, sizeof(*cache), 64);
     cache->fs = fs;
     atomic_init(&cache->next_ino, next_ino);
+    cache->resumed_before = next_ino;
+    atomic_init(&cache->resumed, fs->config.resumed ? (1u << INODE_MOUNTS) - 1 : 0);
     for (unsigned i = 0; i < SHARDS; i++) {
         struct shard *s = &cache->shards[i];
         pthread_mutex_init(&s->lock, NULL);
         s->inodes = g_hash_table_new(NULL, NULL);
+        s->forgotten = g_hash_table_new(NULL, NULL);
         g_queue_init(&s->dirty);
         g_queue_init(&s->lru);
     }
@@ -108,6 +115,7 @@ void inode_cache_free(struct inode_cache *cache)
             inode_free(inode);
         }
         g_hash_table_destroy(s->inodes);
+        g_hash_table_destroy(s->forgotten);
         pthread_mutex_destroy(&s->lock);
     }
     if (leaked)
@@ -240,6 +248,40 @@ void inode_lookup_inc(struct inode *inode, unsigned mount)
     pthread_mutex_unlock(&s->lock);
 }
 
+/* May a kernel know the inode that we know nothing of? */
+static bool is_resumed(struct inode_cache *cache, uint64_t ino)
+{
+    return ino < cache->resumed_before && atomic_load(&cache->resumed);
+}
+
+/* Such a kernel forgot it. Under the shard's lock. True if it is an orphan, which need not
+ * be kept any more. */
+static bool forget_resumed(struct inode_cache *cache, struct shard *s, struct inode *inode,
+                           uint64_t ino)
+{
+    bool orphan;
+    if (inode) {
+        orphan = inode_nlink(inode) == 0;
+    } else {
+        uint8_t key[KEY_MAX];
+        struct metadb_value value = {0};
+        orphan = metadb_get(cache->fs->db, key, key_u64(key, KEY_ORPHAN, ino), &value) == 0;
+        metadb_value_free(&value);
+    }
+    if (orphan)
+        g_hash_table_add(s->forgotten, GSIZE_TO_POINTER(ino));
+    return orphan;
+}
+
+/* An orphan that is kept for a kernel which may have it open. Those that we made for
+ * ourselves (file_hold_map), which have no time of birth, no kernel has ever seen. */
+static bool is_kept(struct inode_cache *cache, struct shard *s, const struct inode *inode)
+{
+    const struct timespec *btime = &inode->attr.btime;
+    return is_resumed(cache, inode->ino) && (btime->tv_sec || btime->tv_nsec) &&
+           !g_hash_table_contains(s->forgotten, GSIZE_TO_POINTER(inode->ino));
+}
+
 bool inode_forget(struct inode_cache *cache, uint64_t ino, unsigned mount, uint64_t nlookup)
 {
     g_assert(mount < INODE_MOUNTS);
@@ -247,11 +289,15 @@ bool inode_forget(struct inode_cache *cache, uint64_t ino, unsigned mount, uint6
     bool orphan = false, gone = true;
     pthread_mutex_lock(&s->lock);
     struct inode *inode = g_hash_table_lookup(s->inodes, GSIZE_TO_POINTER(ino));
-    if (inode && inode->nlookup[mount]) {
+    bool known = inode && inode->nlookup[mount];
+    if (known) {
         inode->nlookup[mount] -= min_u64(nlookup, inode->nlookup[mount]);
         gone = inode->nlookup[mount] == 0;
-        orphan = settle(s, inode);
     }
+    if (gone && is_resumed(cache, ino))
+        orphan = forget_resumed(cache, s, inode, ino);
+    if (known)
+        orphan |= settle(s, inode);
     pthread_mutex_unlock(&s->lock);
     if (orphan)
         reaper_queue(cache->fs->reaper, ino);
@@ -272,6 +318,9 @@ bool inode_is_known(struct inode_cache *cache, uint64_t ino, unsigned mount)
 void inode_forget_all(struct inode_cache *cache, unsigned mount)
 {
     g_assert(mount < INODE_MOUNTS);
+    unsigned bit = 1u << mount;
+    if (atomic_fetch_and(&cache->resumed, ~bit) == bit)
+        reaper_scan(cache->fs->reaper); /* what was kept for it */
     for (unsigned i = 0; i < SHARDS; i++) {
         struct shard *s = &cache->shards[i];
         pthread_mutex_lock(&s->lock);
@@ -373,7 +422,7 @@ int inode_get_or_make(struct inode_cache *cache, uint64_t ino, struct inode **ou
     struct inode *inode = *out = inode_alloc(cache, ino);
     struct shard *s = shard_of(cache, ino);
     pthread_mutex_lock(&s->lock);
-    g_hash_table_insert(s->inodes, &inode->ino, inode);
+    g_hash_table_insert(s->inodes, GSIZE_TO_POINTER(inode->ino), inode);
     pthread_mutex_unlock(&s->lock);
     atomic_fetch_add(&cache->fs->inode_count, 1);
     inode_mark_dirty(inode);
@@ -440,7 +489,8 @@ int inode_claim_orphan(struct inode_cache *cache, uint64_t ino, struct inode **o
          * that there is tells the reaper when he is through (inode_put), so
          * no reference may be taken here before it is known that there is
          * none: his put would not see the last one go. */
-        if (atomic_load(&inode->refs) || looked_up(inode) || inode->reaping || inode->attr.nlink) {
+        if (atomic_load(&inode->refs) || looked_up(inode) || inode->reaping || inode->attr.nlink ||
+            is_kept(cache, s, inode)) {
             error = -EBUSY;
             settle(s, inode);
         } else {
@@ -480,6 +530,7 @@ void inode_delete_claimed(struct inode *inode)
     if (dirty)
         g_queue_unlink(&s->dirty, &inode->dirty_link);
     g_hash_table_remove(s->inodes, GSIZE_TO_POINTER(inode->ino));
+    g_hash_table_remove(s->forgotten, GSIZE_TO_POINTER(inode->ino));
     pthread_mutex_unlock(&s->lock);
     if (dirty)
         txn_note_dirty(fs->txn, -(int64_t)DIRTY_BYTES);

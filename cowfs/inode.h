@@ -109,9 +109,12 @@ int inode_get(struct inode_cache *cache, uint64_t ino, struct inode **out);
 struct inode *inode_ref(struct inode *inode);
 void inode_put(struct inode *inode); /* NULL is allowed. May hand it to the reaper. */
 
-/* Kernel lookup counts of a mount (0 ... INODE_MOUNTS - 1). nlookup for a number
- * that is not cached is ignored in _forget (the kernel of a daemon that was
- * restarted). */
+/* Kernel lookup counts of a mount (0 ... INODE_MOUNTS - 1). After a restart under a mount
+ * (fs_config.resumed) the kernel's counts are higher than ours by an unknown number: an inode
+ * of earlier times counts as known until a _forget brings our count to 0 (the kernel forgets
+ * all at once). If it has no links then it goes to the reaper; before, it does not. What the
+ * kernel never knew (clone --replace may unlink such), or what it told the last process too
+ * late, is kept until the mount ends. */
 void inode_lookup_inc(struct inode *inode, unsigned mount);
 /* True if that mount's kernel does not know the inode any more. */
 bool inode_forget(struct inode_cache *cache, uint64_t ino, unsigned mount, uint64_t nlookup);

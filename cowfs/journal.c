@@ -289,10 +289,11 @@ bool journal_is_empty(const struct journal *j)
 
 /* ---- Commit ---- */
 
-uint64_t journal_flip(struct journal *j)
+uint64_t journal_flip(struct journal *j, struct txn *txn)
 {
     if (!j)
         return 0;
+    txn_note_dirty(txn, -atomic_exchange(&j->noted_bytes, 0));
     /* Nobody publishes: the gate is closed. The lock is for who looks on. */
     pthread_mutex_lock(&j->lock);
     if (j->current == NO_AREA || atomic_load(&j->header->areas[j->current].tail)) {

@@ -36,7 +36,7 @@ int journal_each(struct journal *j, int (*fn)(void *arg, const uint8_t *records,
 bool journal_is_empty(const struct journal *j); /* nothing for journal_each */
 
 /* Under the closed gate: the number up to which the commit that begins here has all. */
-uint64_t journal_flip(struct journal *j);
+uint64_t journal_flip(struct journal *j, struct txn *txn);
 /* That commit is durable. */
 void journal_durable(struct journal *j);
 /* txn_exit's. */

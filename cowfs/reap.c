@@ -256,6 +256,17 @@ void reaper_queue(struct reaper *r, uint64_t ino)
     pthread_mutex_unlock(&r->lock);
 }
 
+void reaper_scan(struct reaper *r)
+{
+    if (!r)
+        return;
+    pthread_mutex_lock(&r->lock);
+    if (is_idle(r))
+        pthread_cond_signal(&r->wake);
+    r->scan = true;
+    pthread_mutex_unlock(&r->lock);
+}
+
 void reaper_wait(struct reaper *r)
 {
     if (!r)

@@ -31,6 +31,9 @@ void reaper_stop(struct reaper *reaper, unsigned timeout_ms);
 /* The inode has no links and no users. NULL is allowed (read-only). */
 void reaper_queue(struct reaper *reaper, uint64_t ino);
 
+/* Orphans that could not be released before may be so now. NULL is allowed. */
+void reaper_scan(struct reaper *reaper);
+
 /* Waits until all that was queued before the call has been released (but not
  * for the commit that makes it final). NULL is allowed. */
 void reaper_wait(struct reaper *reaper);

@@ -84,7 +84,7 @@ struct replay {
 static int again_clone(struct fs *fs, struct inode *dst, uint64_t src_ino)
 {
     struct inode *src;
-    int error = inode_get_or_make(fs->inodes, src_ino, &src);
+    int error = inode_get(fs->inodes, src_ino, &src);
     if (error)
         return error;
     struct map map, old = dst->attr.map;
@@ -99,7 +99,7 @@ static int again_clone(struct fs *fs, struct inode *dst, uint64_t src_ino)
 static int again_share(struct fs *fs, struct inode *dst, const struct journal_record *rec)
 {
     struct inode *src;
-    int error = inode_get_or_make(fs->inodes, rec->src_ino, &src);
+    int error = inode_get(fs->inodes, rec->src_ino, &src);
     if (error)
         return error;
     error = map_share(fs->nodes, &src->attr.map, rec->src_index, &dst->attr.map, rec->index,
