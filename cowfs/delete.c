@@ -11,6 +11,7 @@
 #include "cowfs/delete.h"
 
 #include "cowfs/caller.h"
+#include "cowfs/journal_internal.h"
 #include "cowfs/names_internal.h"
 
 #include <errno.h>
@@ -116,7 +117,7 @@ static void delete_planned(struct plan *p, struct inode *dir, struct dirent_slot
     for (guint i = 0; i < p->records->len; i++) {
         const struct record *r = &g_array_index(p->records, struct record, i);
         uint8_t key[KEY_MAX];
-        metadb_delete(p->fs->db, key, key_u64_u64(key, KEY_DIRENT, r->dir, r->hash));
+        journal_delete(p->fs, key, key_u64_u64(key, KEY_DIRENT, r->dir, r->hash));
     }
     for (unsigned i = 0; i < p->victims->len; i++) {
         const struct victim *v = victim_at(p, i);
@@ -129,6 +130,7 @@ static void delete_planned(struct plan *p, struct inode *dir, struct dirent_slot
         else
             io->files++;
     }
+    journal_complete(p->fs->journal, 0, 0, 0);
     txn_exit(p->fs->txn);
 }
 
