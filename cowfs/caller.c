@@ -13,7 +13,7 @@ static bool in_group(const struct caller *caller, uint32_t gid)
 
 bool caller_may(const struct caller *caller, struct inode *inode, unsigned want)
 {
-    if (caller->uid == 0)
+    if (caller_is_root(caller))
         return true;
     pthread_mutex_lock(&inode->attr_lock);
     unsigned mode = inode->attr.mode;
@@ -35,6 +35,11 @@ static uint32_t owner_of(struct inode *inode)
 
 bool caller_may_remove(const struct caller *caller, struct inode *dir, struct inode *child)
 {
-    return caller->uid == 0 || !(inode_mode(dir) & S_ISVTX) || caller->uid == owner_of(dir) ||
+    return caller_is_root(caller) || !(inode_mode(dir) & S_ISVTX) || caller->uid == owner_of(dir) ||
            caller->uid == owner_of(child);
+}
+
+bool caller_owns_or_may_write(const struct caller *caller, struct inode *inode)
+{
+    return caller->uid == owner_of(inode) || caller_may(caller, inode, MAY_WRITE);
 }

@@ -139,11 +139,16 @@ static void unlock_files(struct plan *p)
     g_ptr_array_set_size(p->locked, 0);
 }
 
-/* The inode without content and name. */
-static struct inode *make_twin(struct plan *p, struct plan_item *item)
+/* The inode without content and name; dir: where it will get one. */
+static struct inode *make_twin(struct plan *p, struct plan_item *item, struct inode *dir)
 {
     struct inode *src = item->src;
-    bool root = p->caller->uid == 0;
+    bool root = caller_is_root(p->caller);
+    uint32_t dir_mode, dir_gid;
+    pthread_mutex_lock(&dir->attr_lock);
+    dir_mode = dir->attr.mode;
+    dir_gid = dir->attr.gid;
+    pthread_mutex_unlock(&dir->attr_lock);
     pthread_mutex_lock(&src->attr_lock);
     struct inode_attr a = src->attr;
     char *target = g_strdup(a.target);
@@ -152,8 +157,13 @@ static struct inode *make_twin(struct plan *p, struct plan_item *item)
      * of owner, as with cp -a. */
     uint32_t uid = root ? a.uid : p->caller->uid, gid = root ? a.gid : p->caller->gid;
     uint32_t mode = a.mode;
+    /* What he makes in a setgid directory belongs to its group. */
+    if (!root && dir_mode & S_ISGID)
+        gid = dir_gid;
     if (uid != a.uid || gid != a.gid)
         mode &= ~(uint32_t)(S_ISUID | S_ISGID);
+    if (!root && dir_mode & S_ISGID && S_ISDIR(mode))
+        mode |= S_ISGID;
     struct inode *twin = inode_new(p->fs->inodes, mode, uid, gid, 0);
     pthread_mutex_lock(&twin->attr_lock);
     twin->attr.atime = a.atime;
@@ -188,7 +198,7 @@ static int link_item(struct plan *p, struct plan_item *item)
     return error;
 }
 
-static int build_item(struct plan *p, unsigned i)
+static int build_item(struct plan *p, unsigned i, struct inode *top_dir)
 {
     struct plan_item *item = item_at(p, i);
     uint64_t ino = item->src->ino;
@@ -201,13 +211,13 @@ static int build_item(struct plan *p, unsigned i)
         pthread_mutex_unlock(&item->made->attr_lock);
         inode_mark_dirty(item->made);
     } else {
-        item->made = make_twin(p, item);
+        item->made = make_twin(p, item, i == 0 ? top_dir : item_at(p, item->parent)->made);
         if (S_ISREG(item->mode))
             error = file_clone_locked(item->src, item->made);
         if (!error)
             /* As with setuid bits: a program with file capabilities must not
              * become one of a user who could not have given it these. */
-            error = xattr_copy_all(p->fs, ino, item->made->ino, p->caller->uid != 0);
+            error = xattr_copy_all(p->fs, ino, item->made->ino, !caller_is_root(p->caller));
         if (!S_ISDIR(item->mode)) {
             g_hash_table_insert(p->by_ino, g_memdup2(&ino, sizeof(ino)), GUINT_TO_POINTER(i + 1));
         }
@@ -249,7 +259,7 @@ static int build(struct plan *p, struct inode *dir, const char *name)
     lock_files(p);
     txn_enter(p->fs->txn);
     for (unsigned i = 0; i < p->items->len && !error; i++)
-        error = build_item(p, i);
+        error = build_item(p, i, dir);
     if (!error) {
         struct plan_item *top = item_at(p, 0);
         if (S_ISDIR(top->mode)) {

@@ -20,8 +20,9 @@ int clone_child(struct fs *fs, uint64_t src_dir, const char *src_name, uint64_t 
                 const char *name, const struct caller *caller, struct cowfs_ioc_clone *io);
 
 int usage_stat(struct fs *fs, uint64_t ino, struct cowfs_ioc_stat *out);
-/* -EAGAIN if the tree changes so much that no answer was found. */
-int usage_du(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out);
+/* -EAGAIN if the tree changes so much that no answer was found; -EACCES if the caller
+ * (NULL: may all) may not list all of it. */
+int usage_du(struct fs *fs, uint64_t ino, const struct caller *caller, struct cowfs_ioc_du *out);
 int usage_df(struct fs *fs, struct cowfs_ioc_df *out);
 int diff_files(struct fs *fs, uint64_t a, uint64_t b, struct cowfs_ioc_diff *io);
 int seal_range(struct fs *fs, uint64_t ino, struct cowfs_ioc_seal *io);

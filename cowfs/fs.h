@@ -115,6 +115,7 @@ struct caller {
     uint32_t umask;
     const uint32_t *groups; /* supplementary; may be NULL */
     unsigned group_count;
+    bool powerless; /* uid 0 without the rights of the machine's root (caller.h) */
 };
 
 #endif

@@ -5,11 +5,13 @@
  * FUSE gives a daemon only what the command number says ("restricted" ioctls):
  * the struct goes in and comes back whole, so no pointers and at most 16 KiB.
  */
+#include "cowfs/caller.h"
 #include "cowfs/clone.h"
 #include "cowfs/delete.h"
 #include "cowfs/flat.h"
 #include "cowfs/fuse_backing.h"
 #include "cowfs/fuse_ops.h"
+#include "cowfs/fuse_pool.h"
 #include "cowfs/opens.h"
 #include "cowfs/reap.h"
 #include "cowfs/scrub.h"
@@ -19,12 +21,16 @@
 #include <unistd.h>
 
 enum {
-    GROUPS_MAX = 1024,
     MANY_MS = 20, /* a worker's time for requests of many names */
+    /* So many ioctls of plain users that may take long are served at once by a mount; the
+     * others wait, and those who make other requests do not. */
+    COSTLY_AT_ONCE = 2,
 };
 
 /* What a handler gets: the caller's struct, a copy that goes back to him. */
 struct call {
+    struct fuse_job job;
+    const struct handler *handler;
     fuse_req_t req;
     struct mount *mount;
     struct fs *fs;
@@ -32,7 +38,7 @@ struct call {
     uint64_t fh; /* how the handle is served: enum open_kind */
     void *io;
     bool handed_over; /* io and the answer: to another thread */
-    gid_t groups[GROUPS_MAX];
+    gid_t groups[CALLER_GROUPS_MAX];
 };
 
 static int do_token(struct call *c)
@@ -41,39 +47,57 @@ static int do_token(struct call *c)
     return token_give(c->mount->service->tokens, c->ino, io->token);
 }
 
-/* libfuse reads the groups from /proc, which takes longer than a clone; root may do all
- * without. If they are not to be had, only the primary group counts. */
 static struct caller caller_of(struct call *c)
 {
-    struct caller caller = mount_caller(c->req);
-    if (caller.uid != 0) {
-        int group_count = fuse_req_getgroups(c->req, GROUPS_MAX, c->groups);
-        caller.groups = c->groups;
-        caller.group_count = (unsigned)CLAMP(group_count, 0, GROUPS_MAX);
-    }
+    struct caller caller;
+    mount_caller_rights(c->req, &caller, c->groups);
     return caller;
 }
 
 /* The kernel knows nothing of a new entry: names that are absent it does not cache, but it does
  * the directory's times and size. */
-static void forget_attributes(const struct call *c)
+static void forget_attributes(const struct call *c, uint64_t dir)
 {
-    fuse_lowlevel_notify_inval_inode(c->mount->session, c->ino, -1, 0);
+    fuse_lowlevel_notify_inval_inode(c->mount->session, dir, -1, 0);
+}
+
+/* The directory in which names are to be made or removed. The kernel does not ask, for an ioctl, whether the mount through
+ * which a directory was opened is read-only. Where we cannot tell either, the caller has to
+ * show a file that he has made there by O_TMPFILE, for which the kernel did ask. */
+static int target_directory(struct call *c, uint64_t *dir)
+{
+    struct inode *inode;
+    int error = mount_inode(c->mount, c->ino, &inode);
+    if (error)
+        return error;
+    pthread_mutex_lock(&inode->attr_lock);
+    bool is_dir = S_ISDIR(inode->attr.mode);
+    /* With a name, somebody else could have opened it. */
+    bool nameless = inode->attr.nlink == 0 && inode->attr.linkable;
+    pthread_mutex_unlock(&inode->attr_lock);
+    *dir = is_dir ? c->ino : atomic_load(&inode->made_in);
+    inode_put(inode);
+    if (is_dir)
+        return mount_is_writable_for(c->req) ? 0 : -ENOKEY;
+    return *dir && nameless && c->fh == OPEN_WRITER ? 0 : -ENOTDIR;
 }
 
 static int do_clone(struct call *c)
 {
     struct cowfs_ioc_clone *io = c->io;
-    struct caller caller = caller_of(c);
-    uint64_t source;
+    uint64_t source, dir;
 
     if (!memchr(io->name, '\0', sizeof(io->name)))
         return -ENAMETOOLONG;
     int error = token_find(c->mount->service->tokens, io->token, &source);
     if (error == 0)
-        error = clone_tree(c->fs, source, c->ino, io->name, &caller, io);
+        error = target_directory(c, &dir);
+    if (error)
+        return error;
+    struct caller caller = caller_of(c);
+    error = clone_tree(c->fs, source, dir, io->name, &caller, io);
     if (error == 0)
-        forget_attributes(c);
+        forget_attributes(c, dir);
     return error;
 }
 
@@ -97,7 +121,7 @@ static const char *next_name(struct name_list *l)
     return name;
 }
 
-static int clone_pair(struct call *c, const struct caller *caller, uint64_t source,
+static int clone_pair(struct call *c, const struct caller *caller, uint64_t source, uint64_t dir,
                       struct name_list *names)
 {
     struct cowfs_ioc_clone_many *io = c->io;
@@ -105,7 +129,7 @@ static int clone_pair(struct call *c, const struct caller *caller, uint64_t sour
     const char *from = next_name(names), *to = from ? next_name(names) : NULL;
     if (!to)
         return -EINVAL;
-    int error = clone_child(c->fs, source, from, c->ino, to, caller, &one);
+    int error = clone_child(c->fs, source, from, dir, to, caller, &one);
     if (error)
         return error;
     io->files += one.files;
@@ -122,17 +146,19 @@ static int do_clone_many(struct call *c)
     struct caller caller = caller_of(c);
     struct name_list names = name_list(io->names);
     int64_t until_us = g_get_monotonic_time() + MANY_MS * INT64_C(1000);
-    uint64_t source;
+    uint64_t source, dir;
     int error = token_find(c->mount->service->tokens, io->token, &source);
+    if (error == 0)
+        error = target_directory(c, &dir);
     if (error)
         return error;
     io->files = io->directories = io->symlinks = io->left_out = 0;
     io->done = 0;
     while (!error && io->done < io->count && (io->done == 0 || g_get_monotonic_time() < until_us))
-        error = clone_pair(c, &caller, source, &names);
+        error = clone_pair(c, &caller, source, dir, &names);
     io->error = -error;
     if (io->done)
-        forget_attributes(c);
+        forget_attributes(c, dir);
     return 0;
 }
 
@@ -142,20 +168,23 @@ static int do_delete(struct call *c)
     struct caller caller = caller_of(c);
     struct name_list names = name_list(io->names);
     int64_t until_us = g_get_monotonic_time() + MANY_MS * INT64_C(1000);
+    uint64_t dir;
+    int error = target_directory(c, &dir);
+    if (error)
+        return error;
     struct deletion d = {
         .req = c->req,
-        .dir = c->ino,
+        .dir = dir,
         .io = io,
         .tops = g_array_new(FALSE, FALSE, sizeof(uint64_t)),
         .inos = g_array_new(FALSE, FALSE, sizeof(uint64_t)),
     };
-    int error = 0;
     io->files = io->directories = 0;
     io->done = 0;
     while (!error && io->done < io->count && (io->done == 0 || g_get_monotonic_time() < until_us)) {
         const char *name = next_name(&names);
         guint before = d.inos->len;
-        error = name ? delete_tree(c->fs, c->ino, name, &caller, io, d.inos) : -EINVAL;
+        error = name ? delete_tree(c->fs, dir, name, &caller, io, d.inos) : -EINVAL;
         if (error)
             break;
         g_array_append_val(d.tops, g_array_index(d.inos, uint64_t, before));
@@ -234,7 +263,8 @@ static int do_pack(struct call *c)
 
 static int do_du(struct call *c)
 {
-    return usage_du(c->fs, c->ino, c->io);
+    struct caller caller = caller_of(c);
+    return usage_du(c->fs, c->ino, &caller, c->io);
 }
 
 static int do_df(struct call *c)
@@ -242,16 +272,42 @@ static int do_df(struct call *c)
     return usage_df(c->fs, c->io);
 }
 
-static int do_seal(struct call *c)
+/* 0, or the error, if the caller may not do with the inode what `may` asks. */
+static int check_rights(struct call *c, uint64_t ino,
+                        bool (*may)(const struct caller *caller, struct inode *inode), int error)
 {
-    return seal_range(c->fs, c->ino, c->io);
+    struct inode *inode;
+    int failed = mount_inode(c->mount, ino, &inode);
+    if (failed)
+        return failed;
+    struct caller caller = caller_of(c);
+    bool allowed = may(&caller, inode);
+    inode_put(inode);
+    return allowed ? 0 : error;
 }
 
+static bool may_read(const struct caller *caller, struct inode *inode)
+{
+    return caller_may(caller, inode, MAY_READ);
+}
+
+/* Sealing tells how much of a file exists elsewhere. */
+static int do_seal(struct call *c)
+{
+    int error = check_rights(c, c->ino, caller_owns_or_may_write, -EPERM);
+    return error ? error : seal_range(c->fs, c->ino, c->io);
+}
+
+/* What he has open he may have open for writing only. */
 static int do_diff(struct call *c)
 {
     struct cowfs_ioc_diff *io = c->io;
     uint64_t other;
     int error = token_find(c->mount->service->tokens, io->token, &other);
+    if (error == 0)
+        error = check_rights(c, c->ino, may_read, -EACCES);
+    if (error == 0)
+        error = check_rights(c, other, may_read, -EACCES);
     return error ? error : diff_files(c->fs, c->ino, other, io);
 }
 
@@ -298,14 +354,15 @@ static const struct handler {
     unsigned command;
     int (*fn)(struct call *c);
     bool changes; /* the store, in a way that a read-only mount must not */
+    bool costly;  /* may take long: it walks maps or trees, or waits for others */
 } handlers[] = {
-    {COWFS_IOC_TOKEN, do_token, false},  {COWFS_IOC_CLONE, do_clone, true},
-    {COWFS_IOC_STAT, do_stat, false},    {COWFS_IOC_DU, do_du, false},
-    {COWFS_IOC_DF, do_df, false},        {COWFS_IOC_SEAL, do_seal, true},
-    {COWFS_IOC_DIFF, do_diff, false},    {COWFS_IOC_COMMIT, do_commit, false},
-    {COWFS_IOC_INFO, do_info, false},    {COWFS_IOC_PACK, do_pack, true},
-    {COWFS_IOC_SCRUB, do_scrub, false},  {COWFS_IOC_DAMAGE, do_damage, false},
-    {COWFS_IOC_DELETE, do_delete, true}, {COWFS_IOC_CLONE_MANY, do_clone_many, true},
+    {COWFS_IOC_TOKEN, do_token, false, false},  {COWFS_IOC_CLONE, do_clone, true, false},
+    {COWFS_IOC_STAT, do_stat, false, true},     {COWFS_IOC_DU, do_du, false, true},
+    {COWFS_IOC_DF, do_df, false, true},         {COWFS_IOC_SEAL, do_seal, true, true},
+    {COWFS_IOC_DIFF, do_diff, false, true},     {COWFS_IOC_COMMIT, do_commit, false, true},
+    {COWFS_IOC_INFO, do_info, false, false},    {COWFS_IOC_PACK, do_pack, true, true},
+    {COWFS_IOC_SCRUB, do_scrub, false, false},  {COWFS_IOC_DAMAGE, do_damage, false, true},
+    {COWFS_IOC_DELETE, do_delete, true, false}, {COWFS_IOC_CLONE_MANY, do_clone_many, true, false},
 };
 
 _Static_assert(sizeof(gid_t) == sizeof(uint32_t), "struct caller takes the list as it is");
@@ -320,6 +377,27 @@ static const struct handler *find_handler(unsigned command)
         if (handlers[i].command == command)
             return &handlers[i];
     return NULL;
+}
+
+static void run_call(struct fuse_job *job)
+{
+    struct call *call = (struct call *)job;
+    int error = call->handler->fn(call);
+    if (call->handed_over) {
+        g_free(call);
+        return;
+    }
+    if (error)
+        reply_status(call->req, error);
+    else
+        fuse_reply_ioctl(call->req, 0, call->io, _IOC_SIZE(call->handler->command));
+    g_free(call->io);
+    g_free(call);
+}
+
+struct fuse_pool *ioctl_pool_new(void)
+{
+    return fuse_pool_new(COSTLY_AT_ONCE, run_call);
 }
 
 void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fuse_file_info *fi,
@@ -349,7 +427,9 @@ void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fu
         fuse_reply_err(req, EROFS);
         return;
     }
-    struct call call = {
+    struct call *call = g_new(struct call, 1);
+    *call = (struct call){
+        .handler = handler,
         .req = req,
         .mount = m,
         .fs = m->fs,
@@ -357,12 +437,7 @@ void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fu
         .fh = fi->fh,
         .io = g_memdup2(in, size),
     };
-    int error = handler->fn(&call);
-    if (call.handed_over)
+    if (handler->costly && fuse_req_ctx(req)->uid != 0 && fuse_pool_add(m->costly, &call->job))
         return;
-    if (error)
-        reply_status(req, error);
-    else
-        fuse_reply_ioctl(req, 0, call.io, size);
-    g_free(call.io);
+    run_call(&call->job);
 }

@@ -10,6 +10,7 @@
 #include "cowfs/fuse_mount.h"
 #include "cowfs/fuse_backing.h"
 #include "cowfs/fuse_loop.h"
+#include "cowfs/fuse_pool.h"
 #include "cowfs/fuse_rings.h"
 #include "cowfs/opens.h"
 #include "cowfs/unmount.h"
@@ -91,6 +92,8 @@ int mounted_attach(struct mounted *m, const struct fuse_mount_point *point, stru
         return error;
     }
     sem_init(&mount->initialised, 0, 0);
+    mount->costly = ioctl_pool_new();
+    mount->table = mount_table_new();
     if (mount->service->backings)
         backings_set_device(mount->service->backings, mount->slot, fuse_session_fd(mount->session));
     return 0;
@@ -207,6 +210,7 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
      * ours to INIT, and knows what was agreed. */
     if (stat(m->point->path, &st) == 0) {
         m->dev = st.st_dev;
+        atomic_store(&mount->dev, st.st_dev);
         lift_limits(st.st_dev, config->read_ahead_kb);
     }
     say_what_is_missing(m);
@@ -292,6 +296,11 @@ int mounted_detach(struct mounted *m)
     if (m->loop)
         error = fuse_loop_stop(m->loop);
     m->loop = NULL;
+    /* They answer what they have begun; nobody adds to it any more. */
+    fuse_pool_free(mount->costly);
+    mount->costly = NULL;
+    mount_table_free(mount->table);
+    mount->table = NULL;
     if (service->opener)
         opener_drain(service->opener);
     cut_off(m);

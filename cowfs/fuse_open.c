@@ -207,10 +207,13 @@ void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fuse_file
     if (!mount_is_writable(req))
         return;
     int error = names_tmpfile(mount_of(req)->fs, parent, (mode & 07777) | S_IFREG, &caller, &inode);
-    if (error)
+    if (error) {
         reply_status(req, error);
-    else
-        reply_created(req, inode, fi);
+        return;
+    }
+    /* Whoever has it open has shown the kernel that he may make files there. */
+    atomic_store(&inode->made_in, parent);
+    reply_created(req, inode, fi);
 }
 
 void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)

@@ -71,8 +71,11 @@ struct mount {
     unsigned max_read_bytes;
     struct seeker *seeker;
     struct notifier *notifier;
-    sem_t initialised; /* posted by init */
-    int init_error;    /* negative errno if the kernel lacks what we need */
+    struct fuse_pool *costly;  /* ioctls of plain users that take long (fuse_ioctl.c) */
+    struct mount_table *table; /* fuse_caller.c */
+    _Atomic dev_t dev;         /* 0: not known (yet) */
+    sem_t initialised;         /* posted by init */
+    int init_error;            /* negative errno if the kernel lacks what we need */
 };
 
 static inline struct mount *mount_of(fuse_req_t req)
@@ -85,6 +88,17 @@ static inline struct mount *mount_of(fuse_req_t req)
 int mount_inode(struct mount *m, fuse_ino_t ino, struct inode **out);
 
 struct caller mount_caller(fuse_req_t req);
+
+/* fuse_caller.c: the same with what the kernel would let him do: his groups, which lie in
+ * `groups`, and whether root is the machine's root. */
+enum { CALLER_GROUPS_MAX = 1024 };
+void mount_caller_rights(fuse_req_t req, struct caller *caller, gid_t groups[CALLER_GROUPS_MAX]);
+struct mount_table *mount_table_new(void);
+void mount_table_free(struct mount_table *table); /* NULL is allowed */
+/* Whether it is certain that the caller sees the file system by a mount that is not
+ * read-only: the kernel checks that for system calls, not for ioctls. It is if he is in our
+ * mount namespace, and that has only such. */
+bool mount_is_writable_for(fuse_req_t req);
 
 /* Replies with 0 or the error (negative errno). */
 static inline void reply_status(fuse_req_t req, int error)
@@ -231,5 +245,6 @@ int token_find(struct token_table *table, const uint64_t value[2], uint64_t *ino
 /* fuse_ioctl.c */
 void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fuse_file_info *fi,
               unsigned flags, const void *in, size_t in_size, size_t out_size);
+struct fuse_pool *ioctl_pool_new(void);
 
 #endif

@@ -87,7 +87,8 @@ struct inode {
     GList lru_link;                  /* inode.c's own: in the shard's LRU while evictable */
     GList dirty_link;
     bool in_lru;
-    uint64_t packed_chunks; /* while packing: all before lies in the home; map_lock */
+    atomic_uint_fast64_t made_in; /* the directory of O_TMPFILE, in this daemon; else 0 */
+    uint64_t packed_chunks;       /* while packing: all before lies in the home; map_lock */
 };
 
 struct inode_cache;

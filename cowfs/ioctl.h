@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * ioctl.h - what tools ask a mount, by ioctl(2) on files and directories in
- * it. This is the interface between the cowfs command and the daemon.
+ * it. This is the interface between the cowfs command and the daemon. Those of plain
+ * users that may take long are served two at a time.
  *
  * Every struct begins with `version` = COWFS_IOCTL_VERSION; another version
  * gives EPROTO. Numbers are native-endian. Bytes unless a name says otherwise.
@@ -30,6 +31,9 @@ struct cowfs_ioc_token {
  * token stands for; a directory is cloned with all in it as one atomic step.
  * EEXIST if name exists; EINVAL if the destination lies within the source;
  * EACCES if the caller may not write the directory or read what is cloned.
+ * ENOKEY if the daemon cannot tell whether the caller sees the directory by a mount that
+ * is not read-only (he is in another mount namespace, or there is such a mount): then on
+ * a file that the caller has made there by O_TMPFILE and has open, instead.
  * Does not flush the kernel's dirty pages of the source: the caller has
  * called sync_file_range on the files before.
  */
@@ -91,7 +95,8 @@ struct cowfs_ioc_stat {
     char not_passthrough[192]; /* out: why it is not, NUL-terminated */
 };
 
-/* On a file or directory (taken with all below it): usage of the tree. */
+/* On a file or directory (taken with all below it): usage of the tree. EACCES if the
+ * caller may not list a directory of it. */
 struct cowfs_ioc_du {
     uint32_t version;
     uint32_t reserved;
@@ -122,7 +127,8 @@ struct cowfs_ioc_df {
 };
 
 /* On a file: seals (hashes and deduplicates) chunks from `offset` on, about
- * `length` bytes at most; call again with offset = next until next == 0. */
+ * `length` bytes at most; call again with offset = next until next == 0. EPERM
+ * for one who is not the owner and may not write it. */
 struct cowfs_ioc_seal {
     uint32_t version;
     uint32_t reserved;
@@ -147,7 +153,8 @@ struct cowfs_ioc_pack {
 };
 
 /* On file A: byte ranges in which A's and the other's *chunks* differ, from
- * the maps alone; the caller compares bytes where he needs to. */
+ * the maps alone; the caller compares bytes where he needs to. EACCES if he may
+ * not read both. */
 #define COWFS_DIFF_RANGES 256
 struct cowfs_ioc_diff {
     uint32_t version;

@@ -10,6 +10,7 @@
  */
 #include "cowfs/clone.h"
 
+#include "cowfs/caller.h"
 #include "cowfs/names.h"
 
 #include <errno.h>
@@ -19,6 +20,7 @@ enum { TRIES = 8 };
 
 struct du {
     struct fs *fs;
+    const struct caller *caller; /* or NULL: may all */
     struct cowfs_ioc_du *out;
     GHashTable *seen_inodes;
     /* Owners found so far: node id -> count, for each level; at [0] chunks with
@@ -94,6 +96,9 @@ static int du_tree(struct du *d, uint64_t top)
         uint32_t mode = inode_mode(inode);
         if (S_ISREG(mode)) {
             error = du_file(d, inode);
+        } else if (S_ISDIR(mode) && d->caller &&
+                   !caller_may(d->caller, inode, MAY_READ | MAY_EXEC)) {
+            error = -EACCES;
         } else if (S_ISDIR(mode)) {
             struct listing l = {.inos = todo};
             d->out->directories++;
@@ -196,10 +201,12 @@ static int judge(struct du *d)
     return error ? error : judge_level(d, 0);
 }
 
-static int du_once(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out)
+static int du_once(struct fs *fs, uint64_t ino, const struct caller *caller,
+                   struct cowfs_ioc_du *out)
 {
     struct du d = {
         .fs = fs,
+        .caller = caller,
         .out = out,
         .seen_inodes = g_hash_table_new(NULL, NULL),
         .visited_shared = g_hash_table_new(NULL, NULL),
@@ -221,12 +228,12 @@ static int du_once(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out)
     return error == -ENOENT ? -EAGAIN : error;
 }
 
-int usage_du(struct fs *fs, uint64_t ino, struct cowfs_ioc_du *out)
+int usage_du(struct fs *fs, uint64_t ino, const struct caller *caller, struct cowfs_ioc_du *out)
 {
     /* Files that change while the counts are compared may free nodes that were
      * noted before; the answer would be out of date anyway: look again. */
     int error = -EAGAIN;
     for (unsigned tries = 0; tries < TRIES && error == -EAGAIN; tries++)
-        error = du_once(fs, ino, out);
+        error = du_once(fs, ino, caller, out);
     return error;
 }

@@ -110,17 +110,7 @@ static const char *clone_reason(const struct clone *c, int error)
 /* Under that name in the target's directory. */
 static bool clone_as(struct clone *c, const char *name)
 {
-    int error = -ESTALE;
-    /* The daemon may have lost the token among very many others, or because it
-     * was started anew: once more then. */
-    for (int attempt = 0; error == -ESTALE && attempt < 3; attempt++) {
-        struct cowfs_ioc_token token = {0};
-        if (!tool_ioctl(c->source_fd, c->source_path, COWFS_IOC_TOKEN, &token))
-            return false;
-        c->io = (struct cowfs_ioc_clone){.token = {token.token[0], token.token[1]}};
-        g_strlcpy(c->io.name, name, sizeof(c->io.name));
-        error = tool_try_ioctl(c->parent_fd, COWFS_IOC_CLONE, &c->io);
-    }
+    int error = tool_clone(c->source_fd, c->parent_fd, name, &c->io);
     if (error)
         tool_error("%s: %s", c->target_path, clone_reason(c, error));
     return error == 0;
@@ -154,7 +144,7 @@ static bool clone_further(struct clone *c, int first_fd, const char *first_name)
             return false;
         memcpy(io.token, token.token, sizeof(io.token));
         fill_pairs(c, next, &io);
-        int error = tool_try_ioctl(c->parent_fd, COWFS_IOC_CLONE_MANY, &io);
+        int error = tool_try_directory_ioctl(c->parent_fd, COWFS_IOC_CLONE_MANY, &io);
         if (error == -ESTALE)
             continue;
         next += io.done;

@@ -103,7 +103,7 @@ static void delete_gathered(struct removal *r)
         char *end = io.names;
         for (guint i = at; i < r->names->len; i++, io.count++)
             end = g_stpcpy(end, r->names->pdata[i]) + 1;
-        int error = tool_try_ioctl(r->directory_fd, COWFS_IOC_DELETE, &io);
+        int error = tool_try_directory_ioctl(r->directory_fd, COWFS_IOC_DELETE, &io);
         if (error) {
             refuse(r, r->names->pdata[at], tool_ioctl_reason(error));
             break;

@@ -160,6 +160,38 @@ int tool_try_ioctl(int fd, unsigned long command, void *io)
     return result < 0 ? -errno : 0;
 }
 
+int tool_try_directory_ioctl(int parent_fd, unsigned long command, void *io)
+{
+    int error = tool_try_ioctl(parent_fd, command, io);
+    if (error != -ENOKEY)
+        return error;
+    /* The daemon cannot tell whether we may change that directory (ioctl.h). */
+    int fd = openat(parent_fd, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    error = tool_try_ioctl(fd, command, io);
+    close(fd);
+    return error;
+}
+
+int tool_clone(int source_fd, int parent_fd, const char *name, struct cowfs_ioc_clone *io)
+{
+    int error = -ESTALE;
+    /* The daemon may have lost the token among very many others, or because it
+     * was started anew: once more then. */
+    for (int attempt = 0; error == -ESTALE && attempt < 3; attempt++) {
+        struct cowfs_ioc_token token = {0};
+        error = tool_try_ioctl(source_fd, COWFS_IOC_TOKEN, &token);
+        if (error)
+            return error;
+        *io = (struct cowfs_ioc_clone){.token = {token.token[0], token.token[1]}};
+        if (g_strlcpy(io->name, name, sizeof(io->name)) >= sizeof(io->name))
+            return -ENAMETOOLONG;
+        error = tool_try_directory_ioctl(parent_fd, COWFS_IOC_CLONE, io);
+    }
+    return error;
+}
+
 const char *tool_ioctl_reason(int error)
 {
     switch (-error) {

@@ -69,6 +69,11 @@ int tool_open(const char *path, bool *is_directory);
 int tool_try_ioctl(int fd, unsigned long command, void *io);
 /* The same, and the reason is printed. */
 bool tool_ioctl(int fd, const char *path, unsigned long command, void *io);
+/* tool_try_ioctl for a command on a directory in which it makes or removes names. */
+int tool_try_directory_ioctl(int parent_fd, unsigned long command, void *io);
+/* Makes parent/name a clone of what is open as source_fd, which is flushed already. Fills
+ * the counters of `io`. 0 or negative errno; nothing is printed. */
+int tool_clone(int source_fd, int parent_fd, const char *name, struct cowfs_ioc_clone *io);
 /* Why an ioctl failed, in the words of this interface. */
 const char *tool_ioctl_reason(int error);
 /* Hands the kernel's dirty pages of the file to the daemon, without waiting for

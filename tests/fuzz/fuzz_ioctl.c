@@ -43,7 +43,7 @@ static int do_stat(uint64_t ino, void *io)
 
 static int do_du(uint64_t ino, void *io)
 {
-    return usage_du(fs, ino, io);
+    return usage_du(fs, ino, &caller, io);
 }
 
 static int do_df(uint64_t ino, void *io)

@@ -440,7 +440,7 @@ static void *watch_main(void *arg)
             must(usage_df(fs, &df), "df");
             break;
         case 1:
-            error = usage_du(fs, ROOT_INO, &du);
+            error = usage_du(fs, ROOT_INO, NULL, &du);
             if (error != -EAGAIN) /* it cannot always keep up */
                 must(error, "du");
             break;

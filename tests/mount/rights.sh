@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A store of a plain user's own; and what users see of what others had.
+# Who may do what where the kernel does not check it: ioctls, by plain users, in other namespaces;
+# and a store of a plain user's own.
 # shellcheck source=../../scripts/lib/testlib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib/testlib.sh"
 
@@ -10,6 +11,7 @@ copy_binaries() {
     user_cowfs=$WORK/bin/cowfs
 }
 as_nobody() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
+need_user_namespaces() { unshare -U true 2>/dev/null || skip "no user namespaces here"; }
 
 # ---- a store of one's own ----------------------------------------------------
 
@@ -67,6 +69,184 @@ test_end_of_a_users_daemon() {
     as_nobody "$user_cowfs" mount "$user_store" "$user_mnt"
     assert_eq "$(as_nobody cat "$user_mnt/a")" text
     expect 0 as_nobody "$user_cowfs" umount "$user_mnt"
+}
+
+# ---- clone: as link(2) and open(2) would -------------------------------------
+
+clone_fixture() {
+    mount_up
+    copy_binaries
+    chmod 755 "$MNT"
+    mkdir -m 777 "$MNT/open"
+    mkdir -m 755 "$MNT/closed"
+    echo public >"$MNT/public"
+    mkdir -m 755 "$MNT/tree"
+    echo secret >"$MNT/tree/secret"
+    chmod 600 "$MNT/tree/secret"
+}
+
+test_clone_through_read_only_mounts() {
+    clone_fixture
+    mkdir "$WORK/ro"
+    mount --bind "$MNT" "$WORK/ro"
+    mount -o remount,bind,ro "$WORK/ro"
+    expect 1 "$COWFS" clone "$WORK/ro/public" "$WORK/ro/open/b"
+    assert_contains "$ERR" "Read-only"
+    expect 1 as_nobody "$user_cowfs" clone "$WORK/ro/public" "$WORK/ro/open/b"
+    assert_contains "$ERR" "Read-only"
+    # By the other mount all is as it was.
+    expect 0 "$COWFS" clone "$MNT/public" "$MNT/open/b"
+    expect 0 as_nobody "$user_cowfs" clone "$MNT/public" "$MNT/open/c"
+    expect 1 as_nobody "$user_cowfs" clone "$MNT/public" "$MNT/closed/c"
+    umount "$WORK/ro"
+    expect 0 "$COWFS" clone "$MNT/public" "$MNT/open/d"
+    # In another mount namespace, too.
+    expect 1 unshare -m bash -c 'mount -o remount,bind,ro "$2" && exec "$1" clone "$2/public" "$2/open/e"' \
+        - "$COWFS" "$MNT"
+    assert_contains "$ERR" "Read-only"
+    expect 0 unshare -m "$COWFS" clone "$MNT/public" "$MNT/open/f"
+    expect 0 unshare -m "$COWFS" clone --replace "$MNT/public" "$MNT/open/f"
+    assert_eq "$(names_in "$MNT/open")" "b c d f"
+    assert_eq "$(names_in "$MNT/closed")" ""
+}
+
+# A file made by O_TMPFILE stands for its directory only as long as nobody else can have opened it.
+test_token_of_a_directory() {
+    clone_fixture
+    python3 - "$MNT" <<'EOF'
+import errno, fcntl, os, struct, sys
+top = sys.argv[1]
+def iowr(number, size): return 3 << 30 | size << 16 | ord('c') << 8 | number
+def token(fd):
+    return fcntl.ioctl(fd, iowr(1, 24), struct.pack('=IIQQ', 2, 0, 0, 0))[8:]
+def clone(fd, name):
+    io = struct.pack('=II16s256sQQQQ', 2, 0, token(source), name, 0, 0, 0, 0)
+    try:
+        fcntl.ioctl(fd, iowr(2, len(io)), io)
+        return 0
+    except OSError as e:
+        return e.errno
+source = os.open(top + '/public', os.O_RDONLY)
+nameless = os.open(top + '/open', os.O_TMPFILE | os.O_RDWR, 0o600)
+assert clone(nameless, b'one') == 0
+assert clone(nameless, b'one') == errno.EEXIST
+again = os.open('/proc/self/fd/%d' % nameless, os.O_RDONLY)
+assert clone(again, b'two') == errno.ENOTDIR
+os.link('/proc/self/fd/%d' % nameless, top + '/open/named', src_dir_fd=source, follow_symlinks=True)
+assert clone(nameless, b'three') == errno.ENOTDIR
+assert clone(source, b'four') == errno.ENOTDIR
+plain = os.open(top + '/open/plain', os.O_CREAT | os.O_RDWR)
+os.unlink(top + '/open/plain')
+assert clone(plain, b'five') == errno.ENOTDIR
+gone = os.open(top + '/closed', os.O_TMPFILE | os.O_RDWR, 0o600)
+os.rmdir(top + '/closed')
+assert clone(gone, b'six') == errno.ENOENT
+EOF
+    assert_eq "$(names_in "$MNT/open")" "named one"
+}
+
+test_clone_in_user_namespaces() {
+    need_user_namespaces
+    clone_fixture
+    echo theirs >"$MNT/open/theirs"
+    chown 12:12 "$MNT/open/theirs"
+    chmod 600 "$MNT/open/theirs"
+    # Root there is nobody here.
+    expect 0 as_nobody unshare -Ur "$user_cowfs" clone "$MNT/public" "$MNT/open/a"
+    assert_eq "$(stat -c '%u %g' "$MNT/open/a")" "65534 65534"
+    expect 1 as_nobody unshare -Ur "$user_cowfs" clone "$MNT/tree" "$MNT/open/b"
+    expect 1 as_nobody unshare -Ur "$user_cowfs" clone "$MNT/public" "$MNT/closed/b"
+    # Number 0 of another user namespace, which knows no other user: it has no power over others.
+    expect 1 unshare -Ur cat "$MNT/open/theirs"
+    expect 1 unshare -Ur "$COWFS" clone "$MNT/open" "$MNT/open2"
+    assert_contains "$ERR" "ermission"
+    # Nor has one without capabilities, in whatever namespace.
+    powerless() { setpriv --bounding-set=-all --inh-caps=-all "$@"; }
+    expect 1 powerless cat "$MNT/open/theirs"
+    expect 1 powerless "$COWFS" clone "$MNT/open" "$MNT/open2"
+    rm "$MNT/open/theirs"
+    chown 12:12 "$MNT/open/a"
+    expect 0 powerless "$COWFS" clone "$MNT/open" "$MNT/open2"
+    # What he copies is his, and what root copies stays another's.
+    assert_eq "$(stat -c %u "$MNT/open2/a")" 0
+    expect 0 "$COWFS" clone "$MNT/open" "$MNT/open3"
+    assert_eq "$(stat -c %u "$MNT/open3/a")" 12
+}
+
+# As with cp: the group of a setgid directory is that of what is made in it.
+test_clone_into_setgid_directory() {
+    clone_fixture
+    chgrp 12 "$MNT/open"
+    chmod 2777 "$MNT/open"
+    chmod 644 "$MNT/tree/secret"
+    expect 0 as_nobody "$user_cowfs" clone "$MNT/tree" "$MNT/open/t"
+    assert_eq "$(stat -c '%u %g %a' "$MNT/open/t")" "65534 12 2755"
+    assert_eq "$(stat -c '%u %g %a' "$MNT/open/t/secret")" "65534 12 644"
+    expect 0 as_nobody "$user_cowfs" clone "$MNT/public" "$MNT/open/p"
+    assert_eq "$(stat -c '%u %g' "$MNT/open/p")" "65534 12"
+}
+
+# ---- the other ioctls --------------------------------------------------------
+
+test_others_trees() {
+    clone_fixture
+    expect 0 as_nobody "$user_cowfs" du "$MNT/tree"
+    mkdir -m 700 "$MNT/tree/closed"
+    expect 1 as_nobody "$user_cowfs" du "$MNT/tree"
+    assert_contains "$ERR" "ermission"
+    expect 0 "$COWFS" du "$MNT/tree"
+    # How much of a file exists elsewhere is its owner's affair.
+    expect 1 as_nobody "$user_cowfs" seal "$MNT/public"
+    assert_contains "$ERR" "not permitted"
+    chmod 666 "$MNT/public"
+    expect 0 as_nobody "$user_cowfs" seal "$MNT/public"
+    as_nobody cp "$MNT/public" "$MNT/open/mine"
+    chmod 444 "$MNT/open/mine"
+    expect 0 as_nobody "$user_cowfs" seal "$MNT/open/mine"
+    expect 8 as_nobody "$user_cowfs" scrub "$MNT"
+}
+
+# With a descriptor that cannot read nothing is told of what is in the file.
+test_diff_needs_reading() {
+    clone_fixture
+    chmod 222 "$MNT/public"
+    cat >"$WORK/diff.py" <<'EOF'
+import errno, fcntl, os, struct, sys
+def iowr(number, size): return 3 << 30 | size << 16 | ord('c') << 8 | number
+os.setresuid(*[int(sys.argv[2])] * 3)
+fd = os.open(sys.argv[1], os.O_WRONLY)
+token = fcntl.ioctl(fd, iowr(1, 24), struct.pack('=IIQQ', 2, 0, 0, 0))[8:]
+io = bytearray(struct.pack('=II16sQQ', 2, 0, token, 0, 0) + bytes(16 * 256))
+try:
+    fcntl.ioctl(fd, iowr(7, len(io)), io)
+    print('told')
+except OSError as e:
+    print(errno.errorcode[e.errno])
+EOF
+    assert_eq "$(python3 "$WORK/diff.py" "$MNT/public" 65534)" EACCES
+    assert_eq "$(python3 "$WORK/diff.py" "$MNT/public" 0)" told
+}
+
+# Many of a user's costly ioctls at once take two threads, not those that serve all.
+test_costly_ioctls() {
+    local i pids=() pool
+    mount_up threads=4
+    copy_binaries
+    install -d -o 65534 "$MNT/d"
+    as_nobody bash -c 'for i in {1..40}; do head -c 300000 /dev/urandom >"$1/$i"; done' - "$MNT/d"
+    for i in {1..24}; do
+        as_nobody "$user_cowfs" df "$MNT" >/dev/null &
+        pids+=($!)
+        as_nobody "$user_cowfs" du "$MNT/d" >/dev/null &
+        pids+=($!)
+        as_nobody "$user_cowfs" seal -q "$MNT/d/$i" &
+        pids+=($!)
+    done
+    expect 0 "$COWFS" df "$MNT"
+    for i in "${pids[@]}"; do wait "$i"; done
+    pool=$(cat "/proc/${daemons[$MNT]}/task"/*/comm | grep -c cowfs-pool || true)
+    assert_ge "$pool" 1
+    assert_le "$pool" 2
 }
 
 # ---- freed space -------------------------------------------------------------

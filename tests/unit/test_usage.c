@@ -55,7 +55,7 @@ static void seal(uint64_t ino)
 static void assert_du(uint64_t ino, uint64_t exclusive, uint64_t shared)
 {
     struct cowfs_ioc_du du = {0};
-    ck_assert_int_eq(usage_du(fs, ino, &du), 0);
+    ck_assert_int_eq(usage_du(fs, ino, NULL, &du), 0);
     ck_assert_uint_eq(du.exclusive, exclusive * CHUNK);
     ck_assert_uint_eq(du.shared, shared * CHUNK);
 }

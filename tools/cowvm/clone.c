@@ -15,23 +15,6 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-static int clone_on_cowfs(int source_fd, int parent_fd, const char *name)
-{
-    int error = -ESTALE;
-    /* The daemon may have lost the token: once more then. */
-    for (int attempt = 0; error == -ESTALE && attempt < 3; attempt++) {
-        struct cowfs_ioc_token token = {0};
-        error = tool_try_ioctl(source_fd, COWFS_IOC_TOKEN, &token);
-        if (error)
-            return error;
-        struct cowfs_ioc_clone io = {.token = {token.token[0], token.token[1]}};
-        if (g_strlcpy(io.name, name, sizeof(io.name)) >= sizeof(io.name))
-            return -ENAMETOOLONG;
-        error = tool_try_ioctl(parent_fd, COWFS_IOC_CLONE, &io);
-    }
-    return error;
-}
-
 /* ---- file by file ---- */
 
 enum selection {
@@ -191,8 +174,9 @@ static bool clone_as(int source_fd, const char *source, int parent_fd, const cha
         tool_error("%s: is not in the same mount as %s", parent, source);
         return false;
     }
+    struct cowfs_ioc_clone io;
     if (!error)
-        error = clone_on_cowfs(source_fd, parent_fd, name);
+        error = tool_clone(source_fd, parent_fd, name, &io);
     if (error == -ENOTTY || error == -ENOSYS || error == -EOPNOTSUPP)
         error = clone_elsewhere(source_fd, parent_fd, name, selection);
     else if (!error && selection == FRAME)

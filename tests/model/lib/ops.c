@@ -665,7 +665,7 @@ static void op_usage(struct op *op)
     expect(s, (int64_t)st.size, (int64_t)s->content->size, "stat's size");
     if (st.private_bytes > st.mapped || st.shared_bytes > st.mapped || st.sealed_bytes > st.mapped)
         fail("%s: stat counts more than there is", s->name);
-    int error = usage_du(op->fs, inode->ino, &du);
+    int error = usage_du(op->fs, inode->ino, NULL, &du);
     if (error != -EAGAIN) { /* the sealer was at it */
         expect(s, error, 0, "du");
         expect(s, (int64_t)du.apparent, (int64_t)s->content->size, "du's size");
