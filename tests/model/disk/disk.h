@@ -20,7 +20,8 @@
  *   - Of everything else each page is on the disk as it was at any moment since,
  *     independent of the others; or torn between two such moments, by sectors
  *     of 512 bytes. So is the size, and each name (a rename takes place as a
- *     whole, or not). A punched page is a page of zeros.
+ *     whole, or not; in RocksDB's directory in their order, as on a file system
+ *     with a journal). A punched page is a page of zeros.
  *   - Pages that a failed sync covered are not written by a later one: the
  *     kernel takes them for clean.
  */
