@@ -323,6 +323,31 @@ START_TEST(test_resumed)
 }
 END_TEST
 
+static void crash_after_removal(void *arg)
+{
+    (void)arg;
+    struct fs *fs = open_journaled(false);
+    struct inode *inode = make(fs, ROOT_INO, "gone", S_IFREG | 0644);
+    write_at(inode, 'g', 3 * CHUNK, 0);
+    told[0] = inode->ino;
+    inode_put(inode);
+    ck_assert_int_eq(fs_commit(fs), 0);
+    ck_assert_int_eq(names_unlink(fs, ROOT_INO, "gone"), 0);
+    reaper_wait(fs->reaper);
+    _exit(0);
+}
+
+/* A resumed mount's kernel may know any inode, but not one that was removed. */
+START_TEST(test_resumed_removed)
+{
+    in_child(crash_after_removal, NULL);
+    struct fs *fs = open_journaled(true);
+    ck_assert(!exists(fs, told[0]));
+    close_store(fs);
+    assert_sound();
+}
+END_TEST
+
 START_TEST(test_resumed_end)
 {
     in_child(crash_with_open_files, NULL);
@@ -348,6 +373,7 @@ int main(void)
     tcase_add_test(tcase, test_inside);
     tcase_add_test(tcase, test_requests);
     tcase_add_test(tcase, test_resumed);
+    tcase_add_test(tcase, test_resumed_removed);
     tcase_add_test(tcase, test_resumed_end);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
