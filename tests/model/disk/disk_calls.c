@@ -510,7 +510,8 @@ int disk_renameat2(int from_fd, const char *from, int to_fd, const char *to, uns
     int result = (int)syscall(SYS_renameat2, from_fd, from, to_fd, to, flags);
     if (ours && result == 0) {
         /* More is not needed yet. */
-        g_assert(dir_of_path(to_fd, to, &to_dir, &to_name) && to_dir == dir);
+        bool is_dir = dir_of_path(to_fd, to, &to_dir, &to_name);
+        g_assert(is_dir && to_dir == dir);
         g_autoptr(GString) names = g_string_new(name);
         g_string_append_len(names, "", 1);
         g_string_append_len(names, to_name, (gssize)strlen(to_name) + 1);
