@@ -62,5 +62,8 @@ int superblock_read(const char *path, bool read_only, struct superblock *out, st
  * share it: after a fork it is held until the last copy is closed. The process
  * named is the one that called, so call it after going into the background. */
 int store_lock(const char *path, struct errmsg *err);
+/* The same for one whose lock another process has taken, and shares: lock_fd remains the
+ * caller's. -ESTALE if that is not the lock of this store. */
+int store_lock_shared(const char *path, int lock_fd, struct errmsg *err);
 
 #endif

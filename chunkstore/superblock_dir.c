@@ -154,6 +154,16 @@ static long read_holder(int fd)
     return n > 0 ? strtol(text, NULL, 10) : 0;
 }
 
+/* For the message about a store in use alone: on a full disk the lock counts, the text
+ * does not. */
+static void note_holder(int fd, const char *path)
+{
+    char text[32];
+    int n = snprintf(text, sizeof(text), "%ld\n", (long)getpid());
+    if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)n, 0) != n)
+        g_debug("cannot write the process id into the lock file of '%s'", path);
+}
+
 int store_lock(const char *path, struct errmsg *err)
 {
     char *name = g_build_filename(path, LOCK_NAME, NULL);
@@ -186,13 +196,23 @@ int store_lock(const char *path, struct errmsg *err)
         close(fd);
         return error;
     }
-    if (writable) {
-        /* For the message above alone: on a full disk the lock counts, the
-         * text does not. */
-        char text[32];
-        int n = snprintf(text, sizeof(text), "%ld\n", (long)getpid());
-        if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)n, 0) != n)
-            g_debug("cannot write the process id into the lock file of '%s'", path);
-    }
+    if (writable)
+        note_holder(fd, path);
+    return fd;
+}
+
+int store_lock_shared(const char *path, int lock_fd, struct errmsg *err)
+{
+    g_autofree char *name = g_build_filename(path, LOCK_NAME, NULL);
+    struct stat there, here;
+    if (stat(name, &there) != 0)
+        return errmsg_set(err, -errno, "cannot open '%s': %s", name, g_strerror(errno));
+    if (fstat(lock_fd, &here) != 0 || here.st_dev != there.st_dev || here.st_ino != there.st_ino)
+        return errmsg_set(err, -ESTALE, "the store '%s' is not the one that was mounted", path);
+    int fd = fcntl(lock_fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0)
+        return errmsg_set(err, -errno, "'%s': %s", name, g_strerror(errno));
+    if ((fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
+        note_holder(fd, path);
     return fd;
 }

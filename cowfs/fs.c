@@ -126,7 +126,8 @@ static int open_superblock(struct fs *fs, const char *path, struct errmsg *err)
     fs->store_path = realpath(path, NULL);
     if (!fs->store_path)
         return errmsg_set(err, -errno, "%s: %s", path, g_strerror(errno));
-    int fd = store_lock(path, err);
+    int fd =
+        config->lock_fd ? store_lock_shared(path, config->lock_fd, err) : store_lock(path, err);
     if (fd < 0)
         return fd;
     fs->lock_fd = fd;

@@ -8,7 +8,7 @@
  * pages are written, and keeps all descriptors: so nobody ever ends the connection, everybody who
  * uses the mount hangs, unkillable, and the store stays locked.
  *
- * The supervisor of a later version takes this over.
+ * A daemon with a supervisor has no such thread (fuse_flush.h), and no guard.
  */
 #ifndef COWFS_FUSE_GUARD_H
 #define COWFS_FUSE_GUARD_H

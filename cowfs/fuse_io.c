@@ -2,6 +2,7 @@
 /* fuse_io.c - the content of files, but for reading and writing (fuse_content.h). */
 #include "cowfs/file.h"
 #include "cowfs/fuse_ops.h"
+#include "cowfs/journal.h"
 
 #include <errno.h>
 
@@ -45,8 +46,13 @@ void op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t in_offset,
     (void)flags; /* none is defined */
     struct mount *m = mount_of(req);
     struct inode *source = NULL, *target = NULL;
+    struct journal_completion before;
     if (!mount_is_writable(req))
         return;
+    if (mount_done_before(req, &before)) {
+        fuse_reply_write(req, (size_t)before.result);
+        return;
+    }
     ssize_t done = mount_inode(m, in, &source);
     if (done == 0)
         done = mount_inode(m, out, &target);

@@ -12,12 +12,14 @@
 #include "cowfs/fuse_backing.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/fuse_pool.h"
+#include "cowfs/journal.h"
 #include "cowfs/opens.h"
 #include "cowfs/reap.h"
 #include "cowfs/scrub.h"
 
 #include <errno.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 enum {
@@ -85,10 +87,13 @@ static int target_directory(struct call *c, uint64_t *dir)
 static int do_clone(struct call *c)
 {
     struct cowfs_ioc_clone *io = c->io;
+    struct journal_completion before;
     uint64_t source, dir;
 
     if (!memchr(io->name, '\0', sizeof(io->name)))
         return -ENAMETOOLONG;
+    if (mount_done_before(c->req, &before))
+        return 0;
     int error = token_find(c->mount->service->tokens, io->token, &source);
     if (error == 0)
         error = target_directory(c, &dir);
@@ -350,6 +355,27 @@ static int do_damage(struct call *c)
     return scrub_file_damage(c->fs, c->ino, c->io);
 }
 
+static int do_upgrade(struct call *c)
+{
+    struct cowfs_ioc_upgrade *io = c->io;
+    uint32_t uid = mount_caller(c->req).uid;
+    if (uid != 0 && uid != geteuid())
+        return -EPERM;
+    if (io->flags & ~(uint32_t)COWFS_UPGRADE_GO)
+        return -EINVAL;
+    bool go = io->flags & COWFS_UPGRADE_GO;
+    io->pid = (uint32_t)getpid();
+    io->supervisor_pid = c->mount->handover ? (uint32_t)getppid() : 0;
+    g_strlcpy(io->program_version, COWFS_VERSION, sizeof(io->program_version));
+    io->reason[0] = '\0';
+    if (!c->mount->handover)
+        g_strlcpy(io->reason, "the mount was made without the option supervise",
+                  sizeof(io->reason));
+    else if (go && upgrade_check(io->reason, sizeof(io->reason)) == 0)
+        eventfd_write(c->mount->service->upgrade_fd, 1);
+    return 0;
+}
+
 static const struct handler {
     unsigned command;
     int (*fn)(struct call *c);
@@ -363,6 +389,7 @@ static const struct handler {
     {COWFS_IOC_INFO, do_info, false, false},    {COWFS_IOC_PACK, do_pack, true, true},
     {COWFS_IOC_SCRUB, do_scrub, false, false},  {COWFS_IOC_DAMAGE, do_damage, false, true},
     {COWFS_IOC_DELETE, do_delete, true, false}, {COWFS_IOC_CLONE_MANY, do_clone_many, true, false},
+    {COWFS_IOC_UPGRADE, do_upgrade, false, true},
 };
 
 _Static_assert(sizeof(gid_t) == sizeof(uint32_t), "struct caller takes the list as it is");

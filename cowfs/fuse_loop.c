@@ -3,6 +3,8 @@
 #include "cowfs/fuse_content.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/fuse_rings.h"
+#include "cowfs/handover.h"
+#include "cowfs/journal.h"
 
 #include <errno.h>
 #include <linux/fuse.h>
@@ -31,8 +33,12 @@ enum { WRITE_HEADER_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_w
  */
 enum { WAITING_MAX = 4 };
 
+/* linux/fuse.h has it since 7.40, as FUSE_UNIQUE_RESEND. */
+#define UNIQUE_RESENT (UINT64_C(1) << 63)
+
 struct worker {
     struct fuse_loop *loop;
+    unsigned number; /* 0 ... max_threads - 1 */
     pthread_t thread;
     uint8_t *memory; /* one page, the request, the read buffer */
     size_t memory_bytes;
@@ -47,7 +53,8 @@ struct worker {
 struct fuse_loop {
     struct mount *mount;
     struct fuse_session *session;
-    struct rings *rings; /* or NULL */
+    struct rings *rings;       /* or NULL */
+    struct handover *handover; /* or NULL */
     unsigned max_threads;
     int ended_fd;
     atomic_uint waiting; /* threads in read(2), or about to be */
@@ -59,6 +66,13 @@ struct fuse_loop {
     struct worker *workers;
     unsigned thread_count;
 };
+
+static _Thread_local bool this_resent;
+
+bool fuse_loop_is_resent(void)
+{
+    return this_resent;
+}
 
 static bool is_forget(const struct worker *w)
 {
@@ -133,6 +147,35 @@ static void process(struct worker *w, const struct fuse_buf *buf)
         fuse_session_process_buf(w->loop->session, buf);
 }
 
+static void refuse(struct worker *w, const struct fuse_in_header *in)
+{
+    struct fuse_out_header out = {.len = sizeof(out), .error = -EIO, .unique = in->unique};
+    if (!is_forget(w) && write(fuse_session_fd(w->loop->session), &out, sizeof(out)) < 0)
+        g_debug("the caller of a request that is refused has gone: %s", g_strerror(errno));
+}
+
+static void serve(struct worker *w, const struct fuse_buf *buf)
+{
+    const struct fuse_in_header *in = (const void *)w->request;
+    struct handover *h = w->loop->handover;
+    uint64_t unique = in->unique & ~UNIQUE_RESENT;
+    bool again = in->unique & UNIQUE_RESENT;
+    if (!h) {
+        process(w, buf);
+        return;
+    }
+    if (handover_request_begin(h, w->number, unique, in->opcode, again)) {
+        this_resent = again;
+        journal_request_begin(unique);
+        process(w, buf);
+        journal_request_end();
+        this_resent = false;
+    } else {
+        refuse(w, in);
+    }
+    handover_request_end(h, w->number);
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
@@ -162,7 +205,7 @@ static void *worker_main(void *arg)
         /* A burst of forgets is over before a new thread would be of use. */
         if (others == 0 && !is_forget(w) && !unpark_one(loop))
             add_worker(loop);
-        process(w, &buf);
+        serve(w, &buf);
     }
     atomic_fetch_sub(&loop->running, 1);
     eventfd_write(loop->ended_fd, 1);
@@ -179,8 +222,14 @@ static struct worker *worker_new(struct fuse_loop *loop)
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED)
         return NULL;
+    /* If the daemon is killed while the kernel copies a request to a page that is not there,
+     * the kernel gives the caller an error and does not send it again: so they are there. */
+    if (loop->handover && (madvise(memory, page + request_bytes, MADV_POPULATE_WRITE) != 0 ||
+                           mlock(memory, page + request_bytes) != 0))
+        g_debug("a buffer for requests is not locked into memory: %s", g_strerror(errno));
     struct worker *w = g_new0(struct worker, 1);
     w->loop = loop;
+    w->number = loop->thread_count;
     pthread_cond_init(&w->unpark, NULL);
     w->memory = memory;
     w->memory_bytes = bytes;
@@ -234,6 +283,7 @@ struct fuse_loop *fuse_loop_start(struct mount *mount, unsigned max_threads, int
     loop->mount = mount;
     loop->session = mount->session;
     loop->rings = mount->rings;
+    loop->handover = mount->handover;
     loop->max_threads = max_threads;
     loop->ended_fd = ended_fd;
     pthread_mutex_init(&loop->lock, NULL);

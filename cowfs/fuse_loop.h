@@ -32,4 +32,8 @@ bool fuse_loop_drain(struct fuse_loop *loop, unsigned timeout_ms);
  * Returns 0 or the negative errno that ended the session. */
 int fuse_loop_stop(struct fuse_loop *loop);
 
+/* Whether the request that this thread serves is one that the kernel had sent to an earlier
+ * daemon, too. */
+bool fuse_loop_is_resent(void);
+
 #endif

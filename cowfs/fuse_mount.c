@@ -2,16 +2,16 @@
 /*
  * fuse_mount.c - see fuse_mount.h.
  *
- * A place for the supervisor: it will do what mounted_attach does (open /dev/fuse,
- * mount, keep the descriptor and the first message) and hand the descriptor to
- * this process, which libfuse takes as the mountpoint "/dev/fd/N". Nothing below
- * relies on having mounted itself except the unmounting.
+ * Under a supervisor the mount is there already, and its first message (FUSE_INIT) has
+ * been read: fuse_resume.c.
  */
 #include "cowfs/fuse_mount.h"
 #include "cowfs/fuse_backing.h"
 #include "cowfs/fuse_loop.h"
 #include "cowfs/fuse_pool.h"
+#include "cowfs/fuse_resume.h"
 #include "cowfs/fuse_rings.h"
+#include "cowfs/handover.h"
 #include "cowfs/opens.h"
 #include "cowfs/unmount.h"
 
@@ -52,29 +52,29 @@ __attribute__((format(printf, 2, 0))) static void libfuse_log(enum fuse_log_leve
         g_debug("libfuse: %s", text);
 }
 
-static int open_session(struct mounted *m, struct errmsg *err)
+int fuse_session_open(const struct fuse_mount_point *point, const char *where, struct mount *mount,
+                      struct fuse_session **out, struct errmsg *err)
 {
-    const struct fuse_mount_point *point = m->point;
     struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
     struct errmsg reason = {.text = "libfuse gave no reason"};
-    struct mount *mount = &m->mount;
 
     fuse_opt_add_arg(&args, "cowfs");
     fuse_opt_add_arg(&args, "-o");
     fuse_opt_add_arg(&args, point->fuse_options);
     fuse_set_log_func(libfuse_log);
     libfuse_error = &reason;
-    mount->session = fuse_session_new(&args, &mount_ops, sizeof(mount_ops), mount);
+    struct fuse_session *session = fuse_session_new(&args, &mount_ops, sizeof(mount_ops), mount);
     int error = 0;
-    if (!mount->session) {
+    if (!session) {
         error = errmsg_set(err, -EINVAL, "mount options: %s", reason.text);
-    } else if (fuse_session_mount(mount->session, point->path) != 0) {
+    } else if (fuse_session_mount(session, where) != 0) {
         error = errmsg_set(err, -EIO, "%s: cannot mount: %s", point->path, reason.text);
-        fuse_session_destroy(mount->session);
-        mount->session = NULL;
+        fuse_session_destroy(session);
+        session = NULL;
     }
     libfuse_error = NULL;
     fuse_opt_free_args(&args);
+    *out = session;
     return error;
 }
 
@@ -86,12 +86,15 @@ int mounted_attach(struct mounted *m, const struct fuse_mount_point *point, stru
     m->ended_fd = eventfd(0, EFD_CLOEXEC);
     if (m->ended_fd < 0)
         return errmsg_set(err, -errno, "eventfd: %s", g_strerror(errno));
-    int error = open_session(m, err);
+    sem_init(&mount->initialised, 0, 0);
+    int error = mount->handover
+                    ? fuse_resume(point, mount, err)
+                    : fuse_session_open(point, point->path, mount, &mount->session, err);
     if (error) {
+        sem_destroy(&mount->initialised);
         close(m->ended_fd);
         return error;
     }
-    sem_init(&mount->initialised, 0, 0);
     mount->costly = ioctl_pool_new();
     mount->table = mount_table_new();
     if (mount->service->backings)
@@ -206,12 +209,20 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
     if (error)
         return errmsg_set(err, error, "%s: FUSE over io_uring: %s", m->point->path,
                           g_strerror(-error));
+    if (mount->handover && mount->handover->dev) {
+        m->dev = mount->handover->dev;
+        atomic_store(&mount->dev, m->dev);
+        fuse_resume_ask(mount->session);
+        return 0;
+    }
     /* Asks our own workers, which are there. When it has an answer the kernel has taken
      * ours to INIT, and knows what was agreed. */
     if (stat(m->point->path, &st) == 0) {
         m->dev = st.st_dev;
         atomic_store(&mount->dev, st.st_dev);
         lift_limits(st.st_dev, config->read_ahead_kb);
+        if (mount->handover)
+            mount->handover->dev = st.st_dev;
     }
     say_what_is_missing(m);
     return 0;

@@ -26,6 +26,10 @@ struct mounted {
 /* Mounts. On failure nothing is left behind. */
 int mounted_attach(struct mounted *m, const struct fuse_mount_point *point, struct errmsg *err);
 
+/* A session of libfuse, mounted at `where`: point->path, or "/dev/fd/N". */
+int fuse_session_open(const struct fuse_mount_point *point, const char *where, struct mount *mount,
+                      struct fuse_session **out, struct errmsg *err);
+
 /* Serves from now on. After a failure: mounted_detach. */
 int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, struct errmsg *err);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* fuse_names.c - operations on names, and the forgetting of inodes. */
 #include "cowfs/fuse_ops.h"
+#include "cowfs/journal.h"
 #include "cowfs/names.h"
 
 #include <errno.h>
@@ -64,6 +65,18 @@ void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forg
     fuse_reply_none(req);
 }
 
+/* If the inode was made, or linked, by an earlier daemon: replies with it. */
+static bool replied_entry_before(fuse_req_t req)
+{
+    struct journal_completion done;
+    struct inode *inode = NULL;
+    if (!mount_done_before(req, &done))
+        return false;
+    int error = mount_inode(mount_of(req), done.ino, &inode);
+    reply_entry(req, error, inode);
+    return true;
+}
+
 static void make(fuse_req_t req, fuse_ino_t parent, const char *name, uint32_t mode, uint64_t rdev,
                  const char *target)
 {
@@ -71,7 +84,7 @@ static void make(fuse_req_t req, fuse_ino_t parent, const char *name, uint32_t m
     struct caller caller = mount_caller(req);
     struct inode *inode = NULL;
 
-    if (!mount_is_writable(req))
+    if (!mount_is_writable(req) || replied_entry_before(req))
         return;
     int error = names_create(fs, parent, name, mode, rdev, target, &caller, &inode);
     reply_entry(req, error, inode);
@@ -94,13 +107,13 @@ void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const cha
 
 void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-    if (mount_is_writable(req))
+    if (mount_is_writable(req) && !mount_replied_before(req))
         reply_status(req, names_unlink(mount_of(req)->fs, parent, name));
 }
 
 void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-    if (mount_is_writable(req))
+    if (mount_is_writable(req) && !mount_replied_before(req))
         reply_status(req, names_rmdir(mount_of(req)->fs, parent, name));
 }
 
@@ -108,14 +121,14 @@ void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
                const char *new_name, unsigned flags)
 {
     struct fs *fs = mount_of(req)->fs;
-    if (mount_is_writable(req))
+    if (mount_is_writable(req) && !mount_replied_before(req))
         reply_status(req, names_rename(fs, parent, name, new_parent, new_name, flags));
 }
 
 void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t new_parent, const char *new_name)
 {
     struct inode *inode = NULL;
-    if (!mount_is_writable(req))
+    if (!mount_is_writable(req) || replied_entry_before(req))
         return;
     int error = names_link(mount_of(req)->fs, ino, new_parent, new_name, &inode);
     reply_entry(req, error, inode);

@@ -9,6 +9,7 @@
 #include "cowfs/file.h"
 #include "cowfs/flat.h"
 #include "cowfs/fuse_ops.h"
+#include "cowfs/journal.h"
 #include "cowfs/names.h"
 #include "cowfs/opens.h"
 
@@ -180,12 +181,27 @@ static void reply_created(fuse_req_t req, struct inode *inode, struct fuse_file_
     inode_put(inode);
 }
 
+/* If an earlier daemon has made the file: replies with it. */
+static bool replied_created_before(fuse_req_t req, struct fuse_file_info *fi)
+{
+    struct journal_completion done;
+    struct inode *inode;
+    if (!mount_done_before(req, &done))
+        return false;
+    int error = mount_inode(mount_of(req), done.ino, &inode);
+    if (error)
+        reply_status(req, error);
+    else
+        reply_created(req, inode, fi);
+    return true;
+}
+
 void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
                struct fuse_file_info *fi)
 {
     struct caller caller = mount_caller(req);
     struct inode *inode;
-    if (!mount_is_writable(req))
+    if (!mount_is_writable(req) || replied_created_before(req, fi))
         return;
     int error = names_create(mount_of(req)->fs, parent, name, (mode & 07777) | S_IFREG, 0, NULL,
                              &caller, &inode);
@@ -204,7 +220,7 @@ void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fuse_file
 {
     struct caller caller = mount_caller(req);
     struct inode *inode;
-    if (!mount_is_writable(req))
+    if (!mount_is_writable(req) || replied_created_before(req, fi))
         return;
     int error = names_tmpfile(mount_of(req)->fs, parent, (mode & 07777) | S_IFREG, &caller, &inode);
     if (error) {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /* fuse_ops.c - the table of operations, what is agreed with the kernel, helpers. */
 #include "cowfs/fuse_ops.h"
+#include "cowfs/fuse_loop.h"
 #include "cowfs/fuse_rings.h"
+#include "cowfs/journal.h"
 #include "cowfs/opens.h"
 
 #include <errno.h>
@@ -130,6 +132,21 @@ void reply_entry(fuse_req_t req, int error, struct inode *inode)
     if (fuse_reply_entry(req, &entry) != 0)
         mount_forget(m, inode->ino, 1);
     inode_put(inode);
+}
+
+bool mount_done_before(fuse_req_t req, struct journal_completion *done)
+{
+    return fuse_loop_is_resent() &&
+           journal_find_completed(mount_of(req)->fs->journal, journal_request_current(), done);
+}
+
+bool mount_replied_before(fuse_req_t req)
+{
+    struct journal_completion done;
+    if (!mount_done_before(req, &done))
+        return false;
+    fuse_reply_err(req, 0);
+    return true;
 }
 
 bool mount_kill_suidgid_locked(struct inode *inode)

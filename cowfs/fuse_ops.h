@@ -40,6 +40,8 @@
 #define FUSE_TIMEOUT_S (365.0 * 86400.0)
 
 struct token_table;
+struct handover;
+struct journal_completion;
 struct seeker;
 struct opener;
 struct notifier;
@@ -48,6 +50,7 @@ struct notifier;
 struct service {
     struct fs *fs;
     struct token_table *tokens;
+    int upgrade_fd; /* eventfd: the installed program shall go on (fuse_upgrade.c) */
     /* All three NULL if no mount has passthrough: then nobody counts. */
     struct backings *backings;
     struct opens *opens;
@@ -69,6 +72,8 @@ struct mount {
     atomic_int no_passthrough; /* asked for and granted, but a negative errno of backings_try */
     double timeout_s;          /* how long the kernel may keep attributes and names */
     unsigned max_read_bytes;
+    struct handover *handover; /* NULL: there is no supervisor */
+    bool debug_faults;         /* for tests: an xattr that kills */
     struct seeker *seeker;
     struct notifier *notifier;
     struct fuse_pool *costly;  /* ioctls of plain users that take long (fuse_ioctl.c) */
@@ -121,6 +126,12 @@ void mount_fill_entry(struct mount *m, struct inode *inode, struct fuse_entry_pa
 void mount_forget(struct mount *m, uint64_t ino, uint64_t nlookup);
 /* Takes over the reference; on error replies with that. */
 void reply_entry(fuse_req_t req, int error, struct inode *inode);
+
+/* Whether the request is one that the kernel sends again, and that an earlier daemon had
+ * done before it died: what came of it. */
+bool mount_done_before(fuse_req_t req, struct journal_completion *done);
+/* The same for requests that are answered by 0 alone: then that has been done. */
+bool mount_replied_before(fuse_req_t req);
 
 /* setuid and setgid fall when a file changes hands or content. Inside the gate,
  * with the attr_lock. Returns whether anything changed. */
@@ -241,6 +252,10 @@ struct token_table *token_table_new(void);
 void token_table_free(struct token_table *table);
 int token_give(struct token_table *table, uint64_t ino, uint64_t value[2]);
 int token_find(struct token_table *table, const uint64_t value[2], uint64_t *ino);
+
+/* fuse_upgrade.c: whether the installed program could go on with this mount: 0, or a
+ * negative errno with the reason. Starts it, and waits for it. */
+int upgrade_check(char *reason, size_t size);
 
 /* fuse_ioctl.c */
 void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fuse_file_info *fi,

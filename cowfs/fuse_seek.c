@@ -15,7 +15,9 @@
  * writing pages back.)
  */
 #include "cowfs/file.h"
+#include "cowfs/fuse_flush.h"
 #include "cowfs/fuse_ops.h"
+#include "cowfs/handover.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -80,6 +82,16 @@ static bool covers(const struct hole *known, const struct hole *needed)
     return needed->from >= needed->to || (known->from <= needed->from && needed->to <= known->to);
 }
 
+/* Errors: the kernel does not have the inode (then it has no pages), or a page could
+ * not be written (then fsync will tell). */
+static void flush_hole(struct mount *m, uint64_t ino, const struct hole *hole)
+{
+    off_t length = hole->to == FILE_SIZE_MAX ? 0 : (off_t)(hole->to - hole->from);
+    if (m->handover && flusher_inval(HANDOVER_FLUSH_FD, ino, (off_t)hole->from, length) != -EPIPE)
+        return;
+    fuse_lowlevel_notify_inval_inode(m->session, ino, (off_t)hole->from, length);
+}
+
 static void seek_flushed(struct mount *m, const struct seek *s)
 {
     struct inode *inode;
@@ -94,11 +106,7 @@ static void seek_flushed(struct mount *m, const struct seek *s)
     for (unsigned i = 0; i < ROUNDS_MAX && !covers(&clean, &needed); i++) {
         if (fuse_session_exited(m->session))
             break; /* nobody is left to serve what the kernel would ask */
-        /* Errors: the kernel does not have the inode (then it has no pages), or
-         * a page could not be written (then fsync will tell). */
-        fuse_lowlevel_notify_inval_inode(
-            m->session, s->ino, (off_t)needed.from,
-            needed.to == FILE_SIZE_MAX ? 0 : (off_t)(needed.to - needed.from));
+        flush_hole(m, s->ino, &needed);
         clean = needed;
         error = seek_map(inode, s->offset, s->whence, &found, &needed);
     }

@@ -13,12 +13,17 @@
 #include "cowfs/fuse_session.h"
 #include "cowfs/fuse_backing.h"
 #include "cowfs/fuse_guard.h"
+#include "cowfs/fuse_loop.h"
 #include "cowfs/fuse_mount.h"
+#include "cowfs/fuse_resume.h"
+#include "cowfs/handover.h"
 #include "cowfs/opens.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -52,6 +57,21 @@ static void end_of_view(struct session *s)
     atomic_store(&s->service.view_path, NULL);
 }
 
+/* To the program that is installed now. What is being served is answered, the rest waits in
+ * the kernel; what somebody else would have to serve first (fuse_seek.c) is sent again. All
+ * that the next daemon needs it would have after a SIGKILL, too. */
+__attribute__((noreturn)) static void hand_over(struct session *s)
+{
+    fuse_loop_stop(s->main.loop);
+    /* Makes its beginning short. */
+    int error = fs_commit(s->service.fs);
+    if (error)
+        g_warning("%s: the commit before handing over failed: %s", s->config->store_path,
+                  g_strerror(-error));
+    fflush(NULL);
+    _exit(HANDOVER_EXIT_UPGRADE);
+}
+
 /* Until the main mount ends. Returns whether a signal asks for that. */
 static bool wait_for_end(struct session *s)
 {
@@ -60,11 +80,14 @@ static bool wait_for_end(struct session *s)
             {.fd = s->main.ended_fd, .events = POLLIN},
             {.fd = s->signal_fd, .events = POLLIN},
             {.fd = s->view.mount.session ? s->view.ended_fd : -1, .events = POLLIN},
+            {.fd = s->service.upgrade_fd, .events = POLLIN},
         };
         if (poll(fds, G_N_ELEMENTS(fds), -1) < 0)
             continue;
         if (fds[0].revents || fds[1].revents)
             return !fds[0].revents;
+        if (fds[3].revents)
+            hand_over(s);
         end_of_view(s);
     }
 }
@@ -73,6 +96,8 @@ static void serve(struct session *s)
 {
     const struct fuse_mount_config *config = s->config;
     guard_watch(s->guard, s->main.dev);
+    if (config->handover)
+        handover_send(HANDOVER_CONTROL_FD, HANDOVER_READY, NULL, s->service.fs->lock_fd);
     if (config->ready)
         config->ready(config->arg);
     g_message("%s: mounted on %s", s->service.fs->store_path, config->main.path);
@@ -80,6 +105,8 @@ static void serve(struct session *s)
         g_message("%s: a read-only view of it", config->view.path);
 
     bool by_signal = wait_for_end(s);
+    if (config->handover)
+        handover_send(HANDOVER_CONTROL_FD, HANDOVER_ENDING, NULL, -1);
     if (by_signal)
         forget_signal(s);
     if (s->view.mount.session)
@@ -109,6 +136,18 @@ static int serve_mounts(struct session *s, struct errmsg *err)
     return error;
 }
 
+static struct mount main_mount(const struct fuse_mount_config *config)
+{
+    return (struct mount){
+        .slot = MAIN_SLOT,
+        .writeback = config->main.writeback && !config->fs.read_only,
+        .passthrough = config->main.passthrough,
+        .max_read_bytes = config->max_read_bytes,
+        .handover = config->handover,
+        .debug_faults = g_getenv("COWFS_DEBUG_FAULTS") != NULL,
+    };
+}
+
 /* What the mounts share. */
 static int service_start(struct session *s, struct fs *fs, struct errmsg *err)
 {
@@ -122,6 +161,7 @@ static int service_start(struct session *s, struct fs *fs, struct errmsg *err)
     service->fs = fs;
     atomic_init(&service->view_path, config->view.path);
     service->tokens = token_table_new();
+    service->upgrade_fd = config->handover ? eventfd(0, EFD_CLOEXEC) : -1;
     if (passthrough) {
         service->backings = backings_new(fs);
         struct opens_backing callbacks = backings_callbacks(service->backings);
@@ -130,14 +170,9 @@ static int service_start(struct session *s, struct fs *fs, struct errmsg *err)
         if (!service->opener)
             return errmsg_set(err, -EAGAIN, "cannot start threads");
     }
-    s->main.mount = (struct mount){
-        .service = service,
-        .fs = fs,
-        .slot = MAIN_SLOT,
-        .writeback = config->main.writeback && !config->fs.read_only,
-        .passthrough = config->main.passthrough,
-        .max_read_bytes = config->max_read_bytes,
-    };
+    s->main.mount = main_mount(config);
+    s->main.mount.service = service;
+    s->main.mount.fs = fs;
     s->view.mount = (struct mount){
         .service = service,
         .fs = fs,
@@ -155,6 +190,8 @@ static void service_stop(struct service *service)
     opens_free(service->opens);
     backings_free(service->backings);
     token_table_free(service->tokens);
+    if (service->upgrade_fd >= 0)
+        close(service->upgrade_fd);
 }
 
 /* Signals are taken from a descriptor, by one thread: blocked before any other
@@ -172,9 +209,23 @@ static int signals_to_fd(void)
     return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
+/* What an earlier daemon of this mount has left. */
+static void use_handover(const struct fuse_mount_config *config, struct fs_config *fs)
+{
+    handover_count_deaths(config->handover);
+    fs->journal_fd = HANDOVER_JOURNAL_FD;
+    if (!config->resumed)
+        return;
+    fs->lock_fd = HANDOVER_LOCK_FD;
+    fs->resumed = true;
+    fs->create = false;
+}
+
 static int open_store(const struct fuse_mount_config *config, struct fs **fs, struct errmsg *err)
 {
     struct fs_config fs_config = config->fs;
+    if (config->handover)
+        use_handover(config, &fs_config);
     fs_config.keep_flat = config->main.passthrough || config->view.passthrough;
     int error = fs_open(config->store_path, &fs_config, fs, err);
     if (error)
@@ -212,10 +263,12 @@ static int run(struct session *s, struct errmsg *err)
 
 int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err)
 {
-    struct session s = {.config = config};
+    struct session s = {.config = config, .service = {.upgrade_fd = -1}};
 
-    /* First of all, since it forks. */
-    s.guard = guard_start();
+    /* First of all, since it forks. A supervisor does without: no thread of ours waits in the
+     * kernel for what only we can do (fuse_flush.h). */
+    if (!config->handover)
+        s.guard = guard_start();
     s.signal_fd = signals_to_fd();
     int error;
     if (s.signal_fd < 0)
@@ -226,4 +279,12 @@ int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err)
     if (s.signal_fd >= 0)
         close(s.signal_fd);
     return error;
+}
+
+int fuse_mount_check(const struct fuse_mount_config *config, struct errmsg *err)
+{
+    struct mount mount = main_mount(config);
+    struct superblock superblock;
+    int error = superblock_read(config->store_path, config->fs.read_only, &superblock, err);
+    return error ? error : fuse_resume_check(&config->main, &mount, err);
 }

@@ -11,6 +11,8 @@
 
 #include "cowfs/fs.h"
 
+struct handover;
+
 struct fuse_mount_point {
     const char *path; /* absolute, an existing directory */
     /* Options for the kernel and libfuse, comma separated, commas and
@@ -32,6 +34,10 @@ struct fuse_mount_config {
     unsigned threads;        /* most workers of a mount; 0: default */
     unsigned io_uring_depth; /* requests a CPU over io_uring; 0: all over /dev/fuse */
     unsigned read_ahead_kb;  /* of the kernel for the mounts; 0: leave it */
+    /* Of a daemon that a supervisor has started, with the descriptors of handover.h: the
+     * main mount is there, no view and no io_uring is. NULL: mounts itself. */
+    struct handover *handover;
+    bool resumed; /* and an earlier daemon has served it */
     /* Called once, when all mounts can be used. */
     void (*ready)(void *arg);
     void *arg;
@@ -45,5 +51,9 @@ struct fuse_mount_config {
  * it, ...
  */
 int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err);
+
+/* Whether this program could go on with the mount of config->handover, which another daemon
+ * serves just now: 0, or a negative errno. Changes nothing. */
+int fuse_mount_check(const struct fuse_mount_config *config, struct errmsg *err);
 
 #endif

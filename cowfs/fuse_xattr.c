@@ -4,17 +4,19 @@
 #include "cowfs/names.h"
 
 #include <errno.h>
+#include <signal.h>
+#include <string.h>
 
 void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size,
                  int flags)
 {
-    if (mount_is_writable(req))
+    if (mount_is_writable(req) && !mount_replied_before(req))
         reply_status(req, xattr_set(mount_of(req)->fs, ino, name, value, size, flags));
 }
 
 void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 {
-    if (mount_is_writable(req))
+    if (mount_is_writable(req) && !mount_replied_before(req))
         reply_status(req, xattr_remove(mount_of(req)->fs, ino, name));
 }
 
@@ -39,6 +41,9 @@ static void get(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 
 void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
+    /* For tests/mount/supervise.sh: a request that kills each daemon. */
+    if (mount_of(req)->debug_faults && strcmp(name, "user.cowfs-fault") == 0)
+        raise(SIGSEGV);
     get(req, ino, name, size);
 }
 

@@ -219,6 +219,21 @@ struct cowfs_ioc_info {
     char view_path[1024]; /* where the store's view is mounted; empty: nowhere */
 };
 
+/*
+ * On the root of a mount that has a supervisor: the program that is installed now shall go on
+ * in the daemon's place. The answer comes before that happens: ask again (without the
+ * flag) until pid is another. For root, and the daemon's own user; else EPERM.
+ */
+enum { COWFS_UPGRADE_GO = 1 };
+struct cowfs_ioc_upgrade {
+    uint32_t version;
+    uint32_t flags;          /* COWFS_UPGRADE_GO, or 0: only tell */
+    uint32_t pid;            /* out: of the daemon */
+    uint32_t supervisor_pid; /* out: 0: there is none */
+    char program_version[64];
+    char reason[512]; /* out: why nothing will be done; empty: it will */
+};
+
 #define COWFS_IOC_TOKEN _IOWR('c', 1, struct cowfs_ioc_token)
 #define COWFS_IOC_CLONE _IOWR('c', 2, struct cowfs_ioc_clone)
 #define COWFS_IOC_STAT _IOWR('c', 3, struct cowfs_ioc_stat)
@@ -231,6 +246,7 @@ struct cowfs_ioc_info {
 #define COWFS_IOC_PACK _IOWR('c', 10, struct cowfs_ioc_pack)
 #define COWFS_IOC_CLONE_MANY _IOWR('c', 11, struct cowfs_ioc_clone_many)
 #define COWFS_IOC_DELETE _IOWR('c', 12, struct cowfs_ioc_delete)
+#define COWFS_IOC_UPGRADE _IOWR('c', 12, struct cowfs_ioc_upgrade)
 #define COWFS_IOC_SCRUB _IOWR('c', 20, struct cowfs_ioc_scrub)
 #define COWFS_IOC_DAMAGE _IOWR('c', 21, struct cowfs_ioc_damage)
 

@@ -25,6 +25,7 @@ static const struct command {
 } commands[] = {
     {"mount", "cowfs mount", NULL, "mount a store (makes it if there is none)"},
     {"umount", "cowfs umount", cmd_umount, "commit, unmount, wait until the store is closed"},
+    {"upgrade", "cowfs upgrade", cmd_upgrade, "let the version now installed go on with a mount"},
     {"clone", "cowfs clone", cmd_clone, "clone a file or a whole directory in one atomic step"},
     {"rm", "cowfs rm", cmd_rm, "delete files and whole directories, each in one atomic step"},
     {"stat", "cowfs stat", cmd_stat, "what a file consists of"},

@@ -24,6 +24,7 @@ enum exit_status {
 /* ---- subcommands (mount and fsck are in cowfsd.h) ---- */
 
 int cmd_umount(int argc, char **argv);
+int cmd_upgrade(int argc, char **argv);
 int cmd_clone(int argc, char **argv);
 int cmd_rm(int argc, char **argv);
 int cmd_stat(int argc, char **argv);

@@ -16,6 +16,10 @@ int main(int argc, char **argv)
         tool_set_name("cowfs mount");
         return cmd_mount(argc - 1, argv + 1);
     }
+    if (strcmp(name, "serve") == 0) {
+        tool_set_name("cowfs mount");
+        return cmd_serve(argc - 1, argv + 1);
+    }
     if (strcmp(name, "fsck") == 0) {
         tool_set_name("cowfs fsck");
         return cmd_fsck(argc - 1, argv + 1);

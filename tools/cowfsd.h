@@ -7,6 +7,7 @@
 
 int cmd_mount(int argc, char **argv);
 int cmd_fsck(int argc, char **argv);
+int cmd_serve(int argc, char **argv);
 /* As mount(8) and fstab call it: SPEC DIR [-sfnv] [-o OPTIONS] [-t TYPE]. */
 int mount_helper(int argc, char **argv);
 

@@ -8,14 +8,18 @@
  *     waits on a pipe <------------- "usable", or the reason why not
  *     exits with that                log to syslog, stdio to /dev/null
  *
- * The fork comes first because neither RocksDB nor threads survive one. (Later
- * the process in between will be the supervisor that holds /dev/fuse.)
+ * The fork comes first because neither RocksDB nor threads survive one.
+ *
+ * With a supervisor (cowfsd_super.h) it is that what the parent forks: it mounts, and starts
+ * the daemon as a program of its own, "cowfsd serve", with the same options.
  */
 #include "cowfs/fuse_session.h"
+#include "cowfs/handover.h"
 #include "tools/cowfs_tool.h"
 #include "tools/cowfsd.h"
 #include "tools/cowfsd_log.h"
 #include "tools/cowfsd_options.h"
+#include "tools/cowfsd_super.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -61,8 +65,12 @@ struct verdict {
 };
 
 struct daemon {
-    int pipe_fd; /* to the parent; -1 in the foreground */
+    int pipe_fd; /* to the parent; -1 in the foreground, or under a supervisor */
     bool told;
+    bool background;           /* without somebody who reads what is printed */
+    struct handover *handover; /* NULL: no supervisor */
+    bool resumed;              /* the daemon is not the first */
+    bool check_only;           /* whether it could be the next */
 };
 
 static void tell_parent(struct daemon *d, const struct verdict *verdict)
@@ -79,7 +87,8 @@ static void tell_parent(struct daemon *d, const struct verdict *verdict)
 static void on_ready(void *arg)
 {
     struct daemon *d = arg;
-    if (d->pipe_fd < 0)
+    d->told |= d->handover != NULL;
+    if (!d->background)
         return;
     log_to_syslog();
     /* Nothing of the caller's may stay open: ssh and scripts wait for that. */
@@ -124,6 +133,15 @@ struct paths {
     char *store, *mountpoint, *view;
 };
 
+static int check_daemon(const struct fuse_mount_config *config)
+{
+    struct errmsg err = {0};
+    if (fuse_mount_check(config, &err) == 0)
+        return EXIT_DONE;
+    fprintf(stderr, "%s\n", err.text);
+    return EXIT_FAILED;
+}
+
 static int run_daemon(struct daemon *d, const struct mount_options *o, const struct paths *paths)
 {
     struct verdict verdict = {.failed = 1};
@@ -147,20 +165,90 @@ static int run_daemon(struct daemon *d, const struct mount_options *o, const str
         .threads = o->threads,
         .io_uring_depth = o->io_uring_depth,
         .read_ahead_kb = o->read_ahead_kb,
+        .handover = d->handover,
+        .resumed = d->resumed,
         .ready = on_ready,
         .arg = d,
     };
+    if (d->check_only)
+        return check_daemon(&config);
     prepare_process();
     int error = fuse_mount_run(&config, &verdict.reason);
     if (error == 0)
         return EXIT_DONE;
-    if (d->pipe_fd >= 0 && !d->told)
+    if (d->handover && !d->told)
+        handover_send(HANDOVER_CONTROL_FD, HANDOVER_FAILED, verdict.reason.text, -1);
+    else if (d->pipe_fd >= 0 && !d->told)
         tell_parent(d, &verdict);
-    else if (d->pipe_fd >= 0)
+    else if (d->background)
         g_critical("%s", verdict.reason.text);
     else
         tool_error("%s", verdict.reason.text);
     return EXIT_FAILED;
+}
+
+/* ---- under a supervisor ---- */
+
+static void on_verdict(void *arg, const char *reason)
+{
+    struct daemon *d = arg;
+    struct verdict verdict = {.failed = 1};
+    if (!reason) {
+        on_ready(d);
+    } else if (d->pipe_fd >= 0) {
+        g_strlcpy(verdict.reason.text, reason, sizeof(verdict.reason.text));
+        tell_parent(d, &verdict);
+    } else {
+        tool_error("%s", reason);
+    }
+}
+
+static void add_word(GPtrArray *words, const char *word)
+{
+    g_ptr_array_add(words, g_strdup(word));
+}
+
+/* "cowfs serve [-b] [-c] [-s] -o OPTIONS... STORE MOUNTPOINT": see cmd_serve. */
+static GPtrArray *daemon_words(const struct daemon *d, const struct mount_options *o,
+                               const struct paths *paths)
+{
+    GPtrArray *words = g_ptr_array_new_with_free_func(g_free);
+    add_word(words, "cowfs");
+    add_word(words, "serve");
+    if (d->background)
+        add_word(words, "-b");
+    if (o->sloppy)
+        add_word(words, "-s");
+    for (guint i = 0; i < o->lists->len; i++) {
+        add_word(words, "-o");
+        add_word(words, o->lists->pdata[i]);
+    }
+    add_word(words, "--");
+    add_word(words, paths->store);
+    add_word(words, paths->mountpoint);
+    g_ptr_array_add(words, NULL);
+    return words;
+}
+
+static int run_process(struct daemon *d, const struct mount_options *o, const struct paths *paths)
+{
+    if (!o->supervise)
+        return run_daemon(d, o, paths);
+    GPtrArray *words = daemon_words(d, o, paths);
+    struct supervise_config config = {
+        .point = {.path = paths->mountpoint, .fuse_options = o->fuse->str},
+        .store_path = paths->store,
+        .daemon_argv = (char **)words->pdata,
+        .tell = on_verdict,
+        .arg = d,
+    };
+    int status = supervise(&config);
+    g_ptr_array_free(words, TRUE);
+    if (status >= 0)
+        return status;
+    g_warning("%s: the kernel is older than Linux 6.9: the mount will not survive its daemon",
+              paths->mountpoint);
+    return run_daemon(d, o, paths);
 }
 
 static int run_in_background(const struct mount_options *o, const struct paths *paths)
@@ -179,8 +267,8 @@ static int run_in_background(const struct mount_options *o, const struct paths *
     if (pid == 0) {
         close(fds[0]);
         setsid();
-        struct daemon d = {.pipe_fd = fds[1]};
-        exit(run_daemon(&d, o, paths));
+        struct daemon d = {.pipe_fd = fds[1], .background = true};
+        exit(run_process(&d, o, paths));
     }
     close(fds[1]);
     struct verdict verdict = {0};
@@ -297,7 +385,7 @@ static int mount_store(struct mount_options *o, const char *store_arg, const cha
         log_to_stderr(o->log_level);
         if (foreground) {
             struct daemon d = {.pipe_fd = -1};
-            status = run_daemon(&d, o, &paths);
+            status = run_process(&d, o, &paths);
         } else {
             status = run_in_background(o, &paths);
         }
@@ -348,6 +436,47 @@ int cmd_mount(int argc, char **argv)
         status = tool_misused("exactly a store and a mount point are needed");
     if (status < 0)
         status = mount_store(&o, argv[optind], argv[optind + 1], foreground);
+    mount_options_clear(&o);
+    return status;
+}
+
+/* Not called by people: how a supervisor starts its daemons. The descriptors are in handover.h. */
+int cmd_serve(int argc, char **argv)
+{
+    struct mount_options o;
+    struct errmsg err;
+    struct daemon d = {.pipe_fd = -1};
+    bool sloppy = false;
+    int option, status = -1;
+
+    /* The last one is the lock, which the first daemon has not. */
+    for (int fd = HANDOVER_FUSE_FD; fd < HANDOVER_FD_END; fd++)
+        d.resumed = fcntl(fd, F_SETFD, FD_CLOEXEC) == 0;
+    mount_options_init(&o);
+    while (status < 0 && (option = getopt(argc, argv, "bcso:")) != -1) {
+        if (option == 'b')
+            d.background = true;
+        else if (option == 'c')
+            d.check_only = true;
+        else if (option == 's')
+            sloppy = true;
+        else if (option != 'o' || mount_options_parse(&o, optarg, sloppy, &err) != 0)
+            status = EXIT_MISUSED;
+    }
+    if (status < 0 && (argc - optind != 2 || mount_options_settle(&o, &err) != 0))
+        status = EXIT_MISUSED;
+    d.handover = status < 0 ? handover_map(HANDOVER_STATE_FD) : NULL;
+    if (d.handover) {
+        struct paths paths = {.store = argv[optind], .mountpoint = argv[optind + 1]};
+        mount_options_finish(&o, paths.store);
+        log_to_stderr(o.log_level);
+        if (d.background && d.resumed && !d.check_only)
+            log_to_syslog();
+        status = run_daemon(&d, &o, &paths);
+    } else {
+        tool_error("is started by 'cowfs mount' alone");
+        status = EXIT_MISUSED;
+    }
     mount_options_clear(&o);
     return status;
 }

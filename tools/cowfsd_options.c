@@ -14,6 +14,8 @@ enum { READ_AHEAD_KB_DEFAULT = 512, THREADS_MAX = 256 };
 /* What a mount has if no option says: passthrough, or the kernel's writeback cache, which
  * exclude each other (docs/DESIGN.md tells what each is good for). */
 enum { PASSTHROUGH_DEFAULT = false };
+/* Whether the mount survives its daemon if no option says. */
+enum { SUPERVISE_DEFAULT = false };
 
 const char mount_options_help[] =
     "Options of cowfs:\n"
@@ -38,6 +40,11 @@ const char mount_options_help[] =
     "                     those under way do not survive a crash of the daemon. Needs Linux 6.14\n"
     "                     and /sys/module/fuse/parameters/enable_uring; without, goes on as ever\n"
     "  io_uring_depth=N   the same, with room for N requests for each CPU (default 8, 1 MiB each)\n"
+    "  supervise          the mount survives its daemon: when that dies, or is upgraded, a new "
+    "one\n"
+    "                     goes on, and who uses files waits meanwhile. Needs Linux 6.9. Not with\n"
+    "                     io_uring, passthrough, view\n"
+    "  nosupervise        the mount ends with its daemon (default)\n"
     "  threads=N          serve at most so many requests at once (default 16)\n"
     "  read_ahead=SIZE    read-ahead of the kernel (default 512K; 0: the kernel's own)\n"
     "  log=LEVEL          error, warning, info (default) or debug; goes to syslog, with -f to\n"
@@ -66,6 +73,7 @@ void mount_options_init(struct mount_options *o)
         /* libfuse forbids the two unless told otherwise; say it anyway. */
         .fuse = g_string_new("default_permissions,nosuid,nodev,subtype=cowfs"),
         .view_fuse = g_string_new(NULL),
+        .lists = g_ptr_array_new_with_free_func(g_free),
     };
 }
 
@@ -74,6 +82,7 @@ void mount_options_clear(struct mount_options *o)
     g_string_free(o->fuse, TRUE);
     g_string_free(o->view_fuse, TRUE);
     g_free(o->view_path);
+    g_ptr_array_free(o->lists, TRUE);
     *o = (struct mount_options){0};
 }
 
@@ -197,6 +206,15 @@ static int set_io_uring(struct mount_options *o, const char *name, const char *v
     return error;
 }
 
+static int set_supervise(struct mount_options *o, const char *name, const char *value,
+                         struct errmsg *err)
+{
+    (void)value, (void)err;
+    o->supervise = name[0] != 'n';
+    o->nosupervise = !o->supervise;
+    return 0;
+}
+
 static int set_writeback(struct mount_options *o, const char *name, const char *value,
                          struct errmsg *err)
 {
@@ -270,6 +288,8 @@ static const struct option_rule {
     {"max_read", OWN, set_max_read, 0},
     {"log", OWN, set_log, 0},
     {"view", OWN, set_view, 0},
+    {"supervise", OWN_PLAIN, set_supervise, 0},
+    {"nosupervise", OWN_PLAIN, set_supervise, 0},
     {"writeback", OWN_PLAIN, set_writeback, 0},
     {"nowriteback", OWN_PLAIN, set_writeback, 0},
     {"passthrough", FLAG_ON, FLAG(passthrough)},
@@ -408,6 +428,8 @@ int mount_options_parse(struct mount_options *o, const char *list, bool sloppy, 
 {
     GString *option = g_string_new(NULL);
     bool quoted = false;
+    g_ptr_array_add(o->lists, g_strdup(list));
+    o->sloppy = sloppy;
     int error = 0;
     for (const char *p = list;; p++) {
         if (*p == '\0' || (*p == ',' && !quoted)) {
@@ -441,6 +463,18 @@ int mount_options_settle(struct mount_options *o, struct errmsg *err)
         return errmsg_set(err, -EINVAL,
                           "options view and ro: a view is for what another mount writes; ro and"
                           " passthrough go together on one mount");
+    /* Requests under way over io_uring die with the daemon, and which files are read past it only
+     * it knows. */
+    const char *excludes = o->io_uring_depth ? "io_uring"
+                           : o->passthrough  ? "passthrough"
+                           : o->view_path    ? "view"
+                                             : NULL;
+    if (o->supervise && excludes)
+        return errmsg_set(err, -EINVAL,
+                          "options supervise and %s: such a mount does not survive its"
+                          " daemon",
+                          excludes);
+    o->supervise |= SUPERVISE_DEFAULT && !o->nosupervise && !excludes;
     o->passthrough |= PASSTHROUGH_DEFAULT && !o->writeback;
     o->writeback = !o->passthrough && !o->nowriteback;
     return 0;

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+/* handover.c - see handover.h. */
+#include "cowfs/handover.h"
+
+#include <errno.h>
+#include <glib.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum {
+    POINTS_MAX = HANDOVER_DEATHS_BY_KILL * HANDOVER_DEATHS_MAX,
+    POINTS_CRASH = POINTS_MAX / HANDOVER_DEATHS_MAX,
+    POINTS_KILL = POINTS_MAX / HANDOVER_DEATHS_BY_KILL,
+};
+
+/* Of this process: held by the one who serves a suspect; and, a leaf, around the table. */
+static pthread_mutex_t suspects_turn = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+static _Thread_local bool has_turn;
+
+int handover_memory_new(void)
+{
+    uint32_t version = HANDOVER_VERSION;
+    int fd = memfd_create("cowfs-handover", MFD_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    if (ftruncate(fd, sizeof(struct handover)) != 0 ||
+        pwrite(fd, &version, sizeof(version), 0) != sizeof(version)) {
+        int error = -errno;
+        close(fd);
+        return error;
+    }
+    return fd;
+}
+
+struct handover *handover_map(int fd)
+{
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return NULL;
+    if ((size_t)st.st_size < sizeof(struct handover)) {
+        errno = EPROTO;
+        return NULL;
+    }
+    struct handover *h =
+        mmap(NULL, sizeof(struct handover), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (h == MAP_FAILED)
+        return NULL;
+    if (h->version == HANDOVER_VERSION)
+        return h;
+    munmap(h, sizeof(struct handover));
+    errno = EPROTO;
+    return NULL;
+}
+
+int handover_send(int control_fd, enum handover_event event, const char *text, int fd)
+{
+    struct handover_message message = {.event = event};
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct iovec piece = {.iov_base = &message, .iov_len = sizeof(message)};
+    struct msghdr m = {.msg_iov = &piece, .msg_iovlen = 1};
+    g_strlcpy(message.text, text ? text : "", sizeof(message.text));
+    if (fd >= 0) {
+        m.msg_control = control.space;
+        m.msg_controllen = sizeof(control.space);
+        struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &fd, sizeof(int));
+    }
+    while (sendmsg(control_fd, &m, MSG_NOSIGNAL) < 0)
+        if (errno != EINTR)
+            return -errno;
+    return 0;
+}
+
+int handover_receive(int control_fd, struct handover_message *message, int *fd)
+{
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec piece = {.iov_base = message, .iov_len = sizeof(*message)};
+    struct msghdr m = {
+        .msg_iov = &piece,
+        .msg_iovlen = 1,
+        .msg_control = control.space,
+        .msg_controllen = sizeof(control.space),
+    };
+    *fd = -1;
+    ssize_t got = recvmsg(control_fd, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+    const struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+        memcpy(fd, CMSG_DATA(c), sizeof(int));
+    if (got == sizeof(*message))
+        return 1;
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+    return got == 0 ? -EPIPE : -EPROTO;
+}
+
+/* ---- requests that daemons die of ---- */
+
+static struct handover_suspect *find_suspect(struct handover *h, uint64_t unique)
+{
+    for (unsigned i = 0; i < HANDOVER_SUSPECTS; i++)
+        if (h->suspects[i].unique == unique)
+            return &h->suspects[i];
+    return NULL;
+}
+
+void handover_count_deaths(struct handover *h)
+{
+    unsigned points = h->death_signal == SIGKILL ? POINTS_KILL : POINTS_CRASH;
+    for (unsigned i = 0; i < HANDOVER_IN_SERVICE; i++) {
+        uint64_t unique = atomic_load(&h->in_service[i].unique);
+        if (unique == 0)
+            continue;
+        struct handover_suspect *s = find_suspect(h, unique);
+        if (!s)
+            s = find_suspect(h, 0);
+        if (s && h->death_signal) {
+            s->unique = unique;
+            s->opcode = (uint32_t)h->in_service[i].opcode;
+            s->points += points;
+        }
+        atomic_store(&h->in_service[i].unique, 0);
+    }
+}
+
+/* 0: it is none. */
+static uint32_t suspect_points(struct handover *h, uint64_t unique)
+{
+    pthread_mutex_lock(&table_lock);
+    const struct handover_suspect *s = find_suspect(h, unique);
+    uint32_t points = s ? s->points : 0;
+    pthread_mutex_unlock(&table_lock);
+    return points;
+}
+
+static void acquit(struct handover *h, uint64_t unique)
+{
+    pthread_mutex_lock(&table_lock);
+    struct handover_suspect *s = find_suspect(h, unique);
+    if (s)
+        *s = (struct handover_suspect){0};
+    pthread_mutex_unlock(&table_lock);
+}
+
+bool handover_request_begin(struct handover *h, unsigned slot, uint64_t unique, uint32_t opcode,
+                            bool again)
+{
+    uint32_t points = again ? suspect_points(h, unique) : 0;
+    g_assert(slot < HANDOVER_IN_SERVICE);
+    if (points) {
+        pthread_mutex_lock(&suspects_turn);
+        has_turn = true;
+        if (points >= POINTS_MAX) {
+            g_critical("request %" G_GUINT64_FORMAT " (operation %u) was being served when the"
+                       " daemon died, again and again: it is answered by EIO now",
+                       (guint64)unique, opcode);
+            return false;
+        }
+    }
+    h->in_service[slot].opcode = opcode;
+    atomic_store(&h->in_service[slot].unique, unique);
+    return true;
+}
+
+void handover_request_end(struct handover *h, unsigned slot)
+{
+    uint64_t unique = atomic_load(&h->in_service[slot].unique);
+    atomic_store(&h->in_service[slot].unique, 0);
+    if (!has_turn)
+        return;
+    if (unique)
+        acquit(h, unique);
+    has_turn = false;
+    pthread_mutex_unlock(&suspects_turn);
+}

@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# A mount with a supervisor (-o supervise): the daemon dies at any moment, and those who use the mount
+# see a pause, no error, nothing lost and nothing done twice.
+#
+#   COWFS_TEST_KILLS   how often the daemon is killed under load (default 20)
+# shellcheck source=../../scripts/lib/testlib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib/testlib.sh"
+
+export TEST_LIMIT_S=${TEST_LIMIT_S:-170}
+
+# The process that serves: a child of the one that mount_up has started.
+daemon_pid() { pgrep -P "${daemons[$MNT]}" cowfsd; }
+is_another() {
+    local pid
+    pid=$(daemon_pid) && [ "$pid" != "$1" ]
+}
+ended() { ! kill -0 "${daemons[$MNT]}" 2>/dev/null || process_gone "${daemons[$MNT]}"; }
+
+why_not_here() {
+    local version
+    version=$(uname -r)
+    [ "$(printf '%s\n6.9\n' "${version%%-*}" | sort -V | head -n 1)" = 6.9 ] ||
+        echo "resuming a mount needs Linux 6.9"
+}
+
+test_kills_under_load() {
+    mount_up supervise
+    "$HELPERS/mount_torture" "$MNT" "${COWFS_TEST_KILLS:-20}" "${COWFS_TEST_BETWEEN_MS:-300}" \
+        ${COWFS_TEST_SEED:+"$COWFS_TEST_SEED"}
+    mount_down
+}
+
+test_segv() {
+    local pid
+    mount_up supervise
+    echo text >"$MNT/a"
+    exec 8<"$MNT/a"
+    pid=$(daemon_pid)
+    kill -SEGV "$pid"
+    assert_eq "$(cat <&8)" text
+    exec 8<&-
+    eventually 10 is_another "$pid"
+    mount_down
+}
+
+test_locked_while_nobody_serves() {
+    local pid
+    mount_up supervise
+    pid=$(daemon_pid)
+    kill -KILL "$pid"
+    expect 8 "$COWFS" fsck "$STORE"
+    assert_contains "$ERR" "in use"
+    mount_down
+}
+
+test_request_that_kills() {
+    export COWFS_DEBUG_FAULTS=1
+    mount_up supervise
+    echo text >"$MNT/a"
+    expect 1 getfattr -n user.cowfs-fault "$MNT/a"
+    assert_contains "$ERR" "Input/output error"
+    # The rest goes on.
+    assert_eq "$(cat "$MNT/a")" text
+    grep -q 'again and again' "$WORK.daemon.log" || fail "nobody was told"
+    assert_eq "$(grep -c 'signal 11' "$WORK.daemon.log")" 3 "deaths"
+    mount_down
+}
+
+test_store_vanishes() {
+    local pid status=0
+    mount_up supervise
+    echo text >"$MNT/a"
+    pid=$(daemon_pid)
+    mv "$STORE" "$STORE.away"
+    kill -KILL "$pid"
+    # An error, not a hang.
+    expect 1 timeout 60 stat "$MNT/b"
+    eventually 20 ended
+    wait "${daemons[$MNT]}" || status=$?
+    unset "daemons[$MNT]"
+    assert_eq "$status" 1 "exit status of the supervisor"
+    grep -q 'given up' "$WORK.daemon.log" || fail "nobody was told"
+    ! is_mounted "$MNT" || fail "still mounted"
+    fsck_clean "$STORE.away"
+}
+
+test_upgrade() {
+    local pid
+    mount_up supervise
+    echo text >"$MNT/a"
+    exec 8<>"$MNT/a"
+    rm "$MNT/a"
+    pid=$(daemon_pid)
+    expect 0 "$COWFS" upgrade "$MNT"
+    assert_contains "$OUT" "has taken over"
+    is_another "$pid" || fail "the same process serves"
+    assert_eq "$(cat <&8)" text
+    exec 8>&-
+    mount_down
+}
+
+test_upgrade_without() {
+    mount_up
+    expect 1 "$COWFS" upgrade "$MNT"
+    assert_contains "$ERR" "without the option supervise"
+    mount_down
+}
+
+test_ends_by_signal() {
+    local status=0
+    mount_up supervise
+    echo text >"$MNT/a"
+    kill -TERM "${daemons[$MNT]}"
+    wait "${daemons[$MNT]}" || status=$?
+    unset "daemons[$MNT]"
+    assert_eq "$status" 0
+    ! is_mounted "$MNT" || fail "still mounted"
+    fsck_clean
+    mount_up supervise
+    assert_eq "$(cat "$MNT/a")" text
+    mount_down
+}
+
+test_in_the_background() {
+    "$COWFS" mount -o supervise "$STORE" "$MNT"
+    mountpoint -d "$MNT" | sed 's/.*://' >>"$WORK.connections"
+    echo text >"$MNT/a"
+    kill -KILL "$(pgrep -f "^cowfs serve .*-- $STORE $MNT\$")"
+    assert_eq "$(cat "$MNT/a")" text
+    echo more >>"$MNT/a"
+    "$COWFS" umount "$MNT"
+    fsck_clean
+    # What fails is said by the command.
+    expect 1 "$COWFS" mount -o supervise,chunk_size=64K "$STORE" "$MNT"
+    assert_contains "$ERR" "chunks of"
+    ! is_mounted "$MNT" || fail "still mounted"
+    expect 2 "$COWFS" mount -o supervise,io_uring "$STORE" "$MNT"
+}
+
+run_tests "$@"

@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * cowfsd_super.c - see cowfsd_super.h. docs/DESIGN.md, "The daemon may die", has the reasons.
+ *
+ *   FIRST      the first daemon is about to open the store: it answers the kernel. If it
+ *              fails there is no mount
+ *   SERVING    a daemon has said that it is ready
+ *   RESTARTING it died; the next one opens the store, and has the kernel send again what was
+ *              not answered. Callers wait meanwhile
+ *   ENDING     somebody has unmounted, or a signal asks for that
+ *
+ * This process has nothing to do with the mount or the store but a few descriptors, so
+ * that it never waits for the daemon, as whoever touches the mount would.
+ */
+#include "tools/cowfsd_super.h"
+#include "cowfs/fuse_flush.h"
+#include "cowfs/fuse_resume.h"
+#include "cowfs/handover.h"
+#include "cowfs/journal.h"
+#include "tools/cowfs_tool.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum {
+    /* Starts in a row that do not get as far as to serve. */
+    FAILURES_MAX = 5,
+    /* Deaths in a row, not by SIGKILL, each soon after the beginning. One request that kills is
+     * seen to by handover.h before. */
+    CRASHES_MAX = 20,
+    SHORT_LIFE_MS = 5000,
+    EXEC_FAILED = 127,
+};
+static const int delays_ms[FAILURES_MAX] = {0, 50, 200, 1000, 3000};
+
+struct supervisor {
+    const struct supervise_config *config;
+    struct handover *state;
+    struct fuse_session *session; /* libfuse's, for unmounting */
+    int fuse_fd, state_fd, journal_fd, flush_fd, signal_fd;
+    int lock_fd;    /* -1 in FIRST */
+    int control_fd; /* to the daemon; -1 between two */
+    char *program;  /* where cowfsd is installed */
+    int saved_fd;   /* the program that served last: what is installed may be broken */
+    int tried_fd;   /* the one that is starting */
+    pid_t daemon;   /* 0: there is none just now */
+    pid_t flusher;
+    int64_t started_us;
+    bool served;   /* a daemon has been ready: not FIRST any more */
+    bool ready;    /* this daemon has */
+    bool in_order; /* this daemon ends because it shall */
+    int end_signal;
+    unsigned failures, crashes;
+    char *reason;  /* why the daemon failed, in its own words */
+    char *verdict; /* why there is no mount: said when there is none */
+    bool over;
+    int status;
+};
+
+static void end_with(struct supervisor *s, int status)
+{
+    s->over = true;
+    s->status = status;
+}
+
+/* ---- starting a daemon ---- */
+
+/* In the child: `from` are numbers beyond all targets. */
+static void place_descriptors(const int from[HANDOVER_FD_END])
+{
+    for (int target = HANDOVER_FUSE_FD; target < HANDOVER_FD_END; target++) {
+        close(target);
+        if (from[target] >= 0)
+            dup2(from[target], target);
+    }
+    close_range(HANDOVER_FD_END, ~0U, CLOSE_RANGE_CLOEXEC);
+}
+
+__attribute__((noreturn)) static void become_daemon(const struct supervisor *s, int control_fd,
+                                                    bool saved)
+{
+    static const int high = 3 * HANDOVER_FD_END;
+    int from[HANDOVER_FD_END];
+    sigset_t none;
+    for (int i = 0; i < HANDOVER_FD_END; i++)
+        from[i] = -1;
+    from[HANDOVER_FUSE_FD] = fcntl(s->fuse_fd, F_DUPFD, high);
+    from[HANDOVER_STATE_FD] = fcntl(s->state_fd, F_DUPFD, high);
+    from[HANDOVER_JOURNAL_FD] = fcntl(s->journal_fd, F_DUPFD, high);
+    from[HANDOVER_CONTROL_FD] = fcntl(control_fd, F_DUPFD, high);
+    from[HANDOVER_FLUSH_FD] = fcntl(s->flush_fd, F_DUPFD, high);
+    from[HANDOVER_LOCK_FD] = s->lock_fd < 0 ? -1 : fcntl(s->lock_fd, F_DUPFD, high);
+    int saved_fd = fcntl(s->saved_fd, F_DUPFD, high);
+    /* A Ctrl-C is for the supervisor, which passes it on once. */
+    setpgid(0, 0);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    place_descriptors(from);
+    if (!saved)
+        execv(s->program, s->config->daemon_argv);
+    execveat(saved_fd, "", s->config->daemon_argv, environ, AT_EMPTY_PATH);
+    _exit(EXEC_FAILED);
+}
+
+static void replace_fd(int *fd, int by)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = by;
+}
+
+static void start_daemon(struct supervisor *s)
+{
+    int pair[2];
+    /* After a failure the program that served before may do better than the installed one. */
+    bool saved = s->failures % 2 == 1;
+    s->ready = s->in_order = false;
+    s->started_us = g_get_monotonic_time();
+    g_clear_pointer(&s->reason, g_free);
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
+        s->failures++;
+        return;
+    }
+    replace_fd(&s->tried_fd, saved ? -1 : open(s->program, O_PATH | O_CLOEXEC));
+    pid_t pid = fork();
+    if (pid == 0)
+        become_daemon(s, pair[1], saved);
+    close(pair[1]);
+    if (pid < 0) {
+        close(pair[0]);
+        s->failures++;
+        return;
+    }
+    s->daemon = pid;
+    replace_fd(&s->control_fd, pair[0]);
+}
+
+/* ---- what it says ---- */
+
+static void on_ready(struct supervisor *s, int fd)
+{
+    s->ready = true;
+    s->failures = 0;
+    if (s->tried_fd >= 0) {
+        replace_fd(&s->saved_fd, s->tried_fd);
+        s->tried_fd = -1;
+    }
+    if (s->served) {
+        g_message("%s: process %d goes on, after %.0f ms", s->config->point.path, (int)s->daemon,
+                  (double)(g_get_monotonic_time() - s->started_us) / 1e3);
+        /* The last one died over it. */
+        if (s->end_signal)
+            kill(s->daemon, s->end_signal);
+        return;
+    }
+    s->served = true;
+    if (fd >= 0)
+        replace_fd(&s->lock_fd, fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    s->config->tell(s->config->arg, NULL);
+}
+
+static void on_message(struct supervisor *s, struct handover_message *m, int fd)
+{
+    m->text[sizeof(m->text) - 1] = '\0';
+    switch (m->event) {
+    case HANDOVER_READY:
+        on_ready(s, fd);
+        break;
+    case HANDOVER_ENDING:
+        s->in_order = true;
+        break;
+    case HANDOVER_FAILED:
+        g_free(s->reason);
+        s->reason = g_strdup(m->text);
+        break;
+    default:
+        break;
+    }
+    if (fd >= 0)
+        close(fd);
+}
+
+static void read_control(struct supervisor *s)
+{
+    struct handover_message message;
+    int fd, got;
+    while (s->control_fd >= 0 && (got = handover_receive(s->control_fd, &message, &fd)) != 0) {
+        if (got < 0)
+            replace_fd(&s->control_fd, -1); /* its death will be told, too */
+        else
+            on_message(s, &message, fd);
+    }
+}
+
+/* ---- its end ---- */
+
+static void give_up(struct supervisor *s, const char *why)
+{
+    g_critical("%s: %s; given up: who uses the mount gets errors from now on",
+               s->config->point.path, why);
+    /* Ends all requests. What is mounted over us by somebody else is not asked to end. */
+    struct pollfd device = {.fd = s->fuse_fd};
+    if (poll(&device, 1, 0) == 0 &&
+        umount2(s->config->point.path, MNT_FORCE | MNT_DETACH | UMOUNT_NOFOLLOW) != 0)
+        g_debug("umount: %s", g_strerror(errno));
+    end_with(s, EXIT_FAILED);
+}
+
+static void describe(int status, char *out, size_t size)
+{
+    if (WIFSIGNALED(status))
+        g_snprintf(out, size, "was killed by signal %d (%s)", WTERMSIG(status),
+                   strsignal(WTERMSIG(status)));
+    else if (WEXITSTATUS(status) == EXEC_FAILED)
+        g_snprintf(out, size, "could not be started");
+    else
+        g_snprintf(out, size, "ended with status %d", WEXITSTATUS(status));
+}
+
+/* The first one has ended before it was ready. */
+static void no_mount(struct supervisor *s, int status)
+{
+    char how[128];
+    describe(status, how, sizeof(how));
+    s->verdict = s->reason ? g_strdup(s->reason)
+                           : g_strdup_printf("%s: the daemon %s", s->config->store_path, how);
+    end_with(s, EXIT_FAILED);
+}
+
+static void on_death(struct supervisor *s, int status)
+{
+    char how[128];
+    bool upgrade = WIFEXITED(status) && WEXITSTATUS(status) == HANDOVER_EXIT_UPGRADE;
+    read_control(s);
+    replace_fd(&s->control_fd, -1);
+    pid_t pid = s->daemon;
+    s->daemon = 0;
+    if (upgrade) {
+        s->state->death_signal = 0;
+        g_message("%s: process %d has handed over", s->config->point.path, (int)pid);
+        return;
+    }
+    if (!s->served) {
+        no_mount(s, status);
+        return;
+    }
+    if (WIFEXITED(status) && (s->in_order || WEXITSTATUS(status) == 0)) {
+        end_with(s, WEXITSTATUS(status));
+        return;
+    }
+    bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+    bool short_life = g_get_monotonic_time() - s->started_us < SHORT_LIFE_MS * INT64_C(1000);
+    s->failures += !s->ready;
+    s->crashes = s->ready && !killed && short_life ? s->crashes + 1 : 0;
+    s->state->death_signal = WIFSIGNALED(status) ? (uint32_t)WTERMSIG(status) : SIGABRT;
+    describe(status, how, sizeof(how));
+    g_critical("%s: the daemon, process %d, %s%s%s", s->config->point.path, (int)pid, how,
+               s->reason ? ": " : "", s->reason ? s->reason : "");
+}
+
+static void on_child(struct supervisor *s)
+{
+    int status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        if (pid == s->daemon)
+            on_death(s, status);
+        else if (pid == s->flusher)
+            s->flusher = 0; /* daemons notice, and do without */
+    }
+}
+
+static void on_signal(struct supervisor *s)
+{
+    struct signalfd_siginfo info;
+    while (read(s->signal_fd, &info, sizeof(info)) == sizeof(info)) {
+        if (info.ssi_signo == SIGCHLD) {
+            on_child(s);
+            continue;
+        }
+        s->end_signal = (int)info.ssi_signo;
+        if (s->daemon)
+            kill(s->daemon, s->end_signal);
+    }
+}
+
+/* ---- the life of the supervisor ---- */
+
+/* Until when there is nothing to do but to wait: ms, or -1. */
+static int next_start_ms(struct supervisor *s)
+{
+    if (s->daemon)
+        return -1;
+    if (s->failures >= FAILURES_MAX) {
+        give_up(s, s->reason ? s->reason : "the daemon cannot be started again");
+        return 0;
+    }
+    if (s->crashes >= CRASHES_MAX) {
+        give_up(s, "the daemon dies again and again");
+        return 0;
+    }
+    int64_t since_ms = (g_get_monotonic_time() - s->started_us) / 1000;
+    return (int)MAX(0, delays_ms[s->failures] - since_ms);
+}
+
+static void run(struct supervisor *s)
+{
+    start_daemon(s);
+    while (!s->over) {
+        int wait_ms = next_start_ms(s);
+        if (s->over)
+            break;
+        if (wait_ms == 0) {
+            start_daemon(s);
+            continue;
+        }
+        struct pollfd fds[] = {
+            {.fd = s->signal_fd, .events = POLLIN},
+            {.fd = s->control_fd, .events = POLLIN},
+        };
+        if (poll(fds, G_N_ELEMENTS(fds), wait_ms) < 0)
+            continue;
+        if (fds[1].revents)
+            read_control(s);
+        if (fds[0].revents)
+            on_signal(s);
+    }
+}
+
+/* Nobody else is worth more: it is small, and the mount is gone without it. */
+static void protect_process(void)
+{
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (fd >= 0 && write(fd, "-1000", 5) != 5)
+        g_debug("oom_score_adj stays as it is");
+    if (fd >= 0)
+        close(fd);
+    if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0)
+        g_debug("PR_SET_IO_FLUSHER: %s", g_strerror(errno));
+    if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0)
+        g_debug("mlockall: %s", g_strerror(errno));
+    if (chdir("/") != 0)
+        g_debug("chdir: %s", g_strerror(errno));
+}
+
+static int signals_to_fd(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+/* What is kept for the daemons. 0 or a negative errno. */
+static int make_handover(struct supervisor *s)
+{
+    s->program = g_file_read_link("/proc/self/exe", NULL);
+    s->saved_fd = open("/proc/self/exe", O_PATH | O_CLOEXEC);
+    s->state_fd = handover_memory_new();
+    s->journal_fd = journal_memory_new();
+    s->signal_fd = signals_to_fd();
+    if (!s->program || s->saved_fd < 0 || s->signal_fd < 0)
+        return -errno;
+    if (s->state_fd < 0)
+        return s->state_fd;
+    if (s->journal_fd < 0)
+        return s->journal_fd;
+    s->state = handover_map(s->state_fd);
+    return s->state ? 0 : -errno;
+}
+
+static int mount_and_run(struct supervisor *s)
+{
+    const struct supervise_config *config = s->config;
+    struct errmsg err = {0};
+    int error = make_handover(s);
+    if (error) {
+        errmsg_set(&err, error, "%s: %s", config->point.path, g_strerror(-error));
+    } else {
+        error = fuse_premount(&config->point, s->state, &s->session, &s->fuse_fd, &err);
+        if (error == -ENOTSUP)
+            return -1;
+    }
+    if (error) {
+        config->tell(config->arg, err.text);
+        return EXIT_FAILED;
+    }
+    s->flusher = flusher_start(s->fuse_fd, &s->flush_fd);
+    if (s->flusher < 0) {
+        config->tell(config->arg, "a process cannot be started");
+        end_with(s, EXIT_FAILED);
+    } else {
+        protect_process();
+        run(s);
+    }
+    /* Before the unmounting, which waits for no one then. */
+    if (s->flusher > 0)
+        kill(s->flusher, SIGKILL);
+    fuse_premount_end(s->session);
+    if (s->verdict)
+        config->tell(config->arg, s->verdict);
+    return s->status;
+}
+
+int supervise(const struct supervise_config *config)
+{
+    struct supervisor s = {
+        .config = config,
+        .fuse_fd = -1,
+        .state_fd = -1,
+        .journal_fd = -1,
+        .flush_fd = -1,
+        .signal_fd = -1,
+        .lock_fd = -1,
+        .control_fd = -1,
+        .saved_fd = -1,
+        .tried_fd = -1,
+    };
+    int status = mount_and_run(&s);
+    int *fds[] = {&s.state_fd, &s.journal_fd, &s.flush_fd, &s.signal_fd,
+                  &s.lock_fd,  &s.control_fd, &s.saved_fd, &s.tried_fd};
+    for (size_t i = 0; i < G_N_ELEMENTS(fds); i++)
+        replace_fd(fds[i], -1);
+    if (s.state)
+        munmap(s.state, sizeof(*s.state));
+    g_free(s.program);
+    g_free(s.reason);
+    g_free(s.verdict);
+    return status;
+}
