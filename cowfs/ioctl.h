@@ -246,7 +246,7 @@ struct cowfs_ioc_upgrade {
 #define COWFS_IOC_PACK _IOWR('c', 10, struct cowfs_ioc_pack)
 #define COWFS_IOC_CLONE_MANY _IOWR('c', 11, struct cowfs_ioc_clone_many)
 #define COWFS_IOC_DELETE _IOWR('c', 12, struct cowfs_ioc_delete)
-#define COWFS_IOC_UPGRADE _IOWR('c', 12, struct cowfs_ioc_upgrade)
+#define COWFS_IOC_UPGRADE _IOWR('c', 14, struct cowfs_ioc_upgrade)
 #define COWFS_IOC_SCRUB _IOWR('c', 20, struct cowfs_ioc_scrub)
 #define COWFS_IOC_DAMAGE _IOWR('c', 21, struct cowfs_ioc_damage)
 
