@@ -269,10 +269,12 @@ static int build(struct plan *p, struct inode *dir, const char *name)
         }
         error = names_add_locked(p->fs, dir, name, top->made);
     }
+    struct journal_counts counts = {p->io->files, p->io->directories, p->io->symlinks,
+                                    p->io->left_out};
     if (error)
         unbuild(p);
     else
-        journal_complete(p->fs->journal, 0, item_at(p, 0)->made->ino, 0);
+        journal_complete(p->fs->journal, 0, item_at(p, 0)->made->ino, &counts);
     txn_exit(p->fs->txn);
     unlock_files(p);
     return error;

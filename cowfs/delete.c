@@ -111,6 +111,7 @@ static int plan_tree(struct plan *p)
 static void delete_planned(struct plan *p, struct inode *dir, struct dirent_slot *slot,
                            struct cowfs_ioc_delete *io, GArray *inos)
 {
+    struct journal_counts counts = {0};
     txn_enter(p->fs->txn);
     dirent_remove(p->fs, slot);
     names_dir_changed(dir, -1, victim_at(p, 0)->is_dir ? -1 : 0);
@@ -126,11 +127,13 @@ static void delete_planned(struct plan *p, struct inode *dir, struct dirent_slot
         names_drop_link(v->inode);
         g_array_append_val(inos, v->inode->ino);
         if (v->is_dir)
-            io->directories++;
+            counts.directories++;
         else
-            io->files++;
+            counts.files++;
     }
-    journal_complete(p->fs->journal, 0, 0, 0);
+    io->directories += counts.directories;
+    io->files += counts.files;
+    journal_complete(p->fs->journal, 0, 0, &counts);
     txn_exit(p->fs->txn);
 }
 

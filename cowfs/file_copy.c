@@ -240,7 +240,7 @@ static ssize_t copy_parts(struct inode *holder, uint64_t src_offset, struct inod
     if (result < 0)
         content_cut(dst, old_size); /* no part of it behind the old end */
     if (result >= 0)
-        journal_complete(dst->fs->journal, result, 0, 0); /* with the change that follows */
+        journal_complete(dst->fs->journal, result, 0, NULL); /* with the change that follows */
     content_changed(dst, result > 0 ? dst_offset + (uint64_t)result : 0, 0);
     return result;
 }
@@ -268,7 +268,8 @@ ssize_t file_copy_range(struct inode *src, uint64_t src_offset, struct inode *ds
     } else if (bytes > 0 && whole) {
         result = take_whole(src, dst);
         if (result == 0)
-            journal_complete(fs->journal, (int64_t)bytes, 0, 0); /* with the change that follows */
+            journal_complete(fs->journal, (int64_t)bytes, 0,
+                             NULL); /* with the change that follows */
         if (result == 0)
             content_changed(dst, bytes, atomic_load(&src->unsealed) ? 0 : CHANGED_NO_SEAL);
         result = result ? result : (ssize_t)bytes;

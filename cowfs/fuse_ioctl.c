@@ -40,6 +40,10 @@ struct call {
     uint64_t fh; /* how the handle is served: enum open_kind */
     void *io;
     bool handed_over; /* io and the answer: to another thread */
+    /* An earlier daemon has done it, or some of its names, and died before it could say so. */
+    bool done_before;
+    struct journal_completion before;
+    uint64_t unique; /* journal_request_begin */
     gid_t groups[CALLER_GROUPS_MAX];
 };
 
@@ -87,13 +91,20 @@ static int target_directory(struct call *c, uint64_t *dir)
 static int do_clone(struct call *c)
 {
     struct cowfs_ioc_clone *io = c->io;
-    struct journal_completion before;
     uint64_t source, dir;
 
     if (!memchr(io->name, '\0', sizeof(io->name)))
         return -ENAMETOOLONG;
-    if (mount_done_before(c->req, &before))
+    if (c->done_before) {
+        io->files = c->before.counts.files;
+        io->directories = c->before.counts.directories;
+        io->symlinks = c->before.counts.symlinks;
+        io->left_out = c->before.counts.left_out;
+        if (target_directory(c, &dir) == 0)
+            forget_attributes(c, dir);
         return 0;
+    }
+    /* The token was perhaps an earlier daemon's: ESTALE, and the caller asks anew. */
     int error = token_find(c->mount->service->tokens, io->token, &source);
     if (error == 0)
         error = target_directory(c, &dir);
@@ -152,6 +163,18 @@ static int do_clone_many(struct call *c)
     struct name_list names = name_list(io->names);
     int64_t until_us = g_get_monotonic_time() + MANY_MS * INT64_C(1000);
     uint64_t source, dir;
+    if (c->done_before) {
+        /* The rest he asks for again. */
+        io->done = (uint32_t)c->before.step;
+        io->error = 0;
+        io->files = c->before.counts.files;
+        io->directories = c->before.counts.directories;
+        io->symlinks = c->before.counts.symlinks;
+        io->left_out = c->before.counts.left_out;
+        if (target_directory(c, &dir) == 0)
+            forget_attributes(c, dir);
+        return 0;
+    }
     int error = token_find(c->mount->service->tokens, io->token, &source);
     if (error == 0)
         error = target_directory(c, &dir);
@@ -165,6 +188,19 @@ static int do_clone_many(struct call *c)
     if (io->done)
         forget_attributes(c, dir);
     return 0;
+}
+
+/* What an earlier daemon has deleted, and perhaps not told the kernel. Of what it was nobody
+ * knows the numbers any more. */
+static void deleted_before(struct call *c, struct deletion *d)
+{
+    const uint64_t unknown = 0;
+    struct cowfs_ioc_delete *io = c->io;
+    io->done = (uint32_t)c->before.step;
+    io->files = c->before.counts.files;
+    io->directories = c->before.counts.directories;
+    for (uint32_t i = 0; i < io->done; i++)
+        g_array_append_val(d->tops, unknown);
 }
 
 static int do_delete(struct call *c)
@@ -186,7 +222,10 @@ static int do_delete(struct call *c)
     };
     io->files = io->directories = 0;
     io->done = 0;
-    while (!error && io->done < io->count && (io->done == 0 || g_get_monotonic_time() < until_us)) {
+    if (c->done_before)
+        deleted_before(c, &d);
+    while (!error && !c->done_before && io->done < io->count &&
+           (io->done == 0 || g_get_monotonic_time() < until_us)) {
         const char *name = next_name(&names);
         guint before = d.inos->len;
         error = name ? delete_tree(c->fs, dir, name, &caller, io, d.inos) : -EINVAL;
@@ -197,6 +236,7 @@ static int do_delete(struct call *c)
     }
     io->error = -error;
     c->handed_over = true;
+    mount_debug_die(c->req);
     notifier_deleted(c->mount->notifier, &d);
     return 0;
 }
@@ -382,13 +422,20 @@ static const struct handler {
     bool changes; /* the store, in a way that a read-only mount must not */
     bool costly;  /* may take long: it walks maps or trees, or waits for others */
 } handlers[] = {
-    {COWFS_IOC_TOKEN, do_token, false, false},  {COWFS_IOC_CLONE, do_clone, true, false},
-    {COWFS_IOC_STAT, do_stat, false, true},     {COWFS_IOC_DU, do_du, false, true},
-    {COWFS_IOC_DF, do_df, false, true},         {COWFS_IOC_SEAL, do_seal, true, true},
-    {COWFS_IOC_DIFF, do_diff, false, true},     {COWFS_IOC_COMMIT, do_commit, false, true},
-    {COWFS_IOC_INFO, do_info, false, false},    {COWFS_IOC_PACK, do_pack, true, true},
-    {COWFS_IOC_SCRUB, do_scrub, false, false},  {COWFS_IOC_DAMAGE, do_damage, false, true},
-    {COWFS_IOC_DELETE, do_delete, true, false}, {COWFS_IOC_CLONE_MANY, do_clone_many, true, false},
+    {COWFS_IOC_TOKEN, do_token, false, false},
+    {COWFS_IOC_CLONE, do_clone, true, false},
+    {COWFS_IOC_STAT, do_stat, false, true},
+    {COWFS_IOC_DU, do_du, false, true},
+    {COWFS_IOC_DF, do_df, false, true},
+    {COWFS_IOC_SEAL, do_seal, true, true},
+    {COWFS_IOC_DIFF, do_diff, false, true},
+    {COWFS_IOC_COMMIT, do_commit, false, true},
+    {COWFS_IOC_INFO, do_info, false, false},
+    {COWFS_IOC_PACK, do_pack, true, true},
+    {COWFS_IOC_SCRUB, do_scrub, false, false},
+    {COWFS_IOC_DAMAGE, do_damage, false, true},
+    {COWFS_IOC_DELETE, do_delete, true, false},
+    {COWFS_IOC_CLONE_MANY, do_clone_many, true, false},
     {COWFS_IOC_UPGRADE, do_upgrade, false, true},
 };
 
@@ -409,7 +456,14 @@ static const struct handler *find_handler(unsigned command)
 static void run_call(struct fuse_job *job)
 {
     struct call *call = (struct call *)job;
+    bool other_thread = journal_request_current() != call->unique;
+    if (other_thread)
+        journal_request_begin(call->unique);
     int error = call->handler->fn(call);
+    if (!error && !call->handed_over)
+        mount_debug_die(call->req);
+    if (other_thread)
+        journal_request_end();
     if (call->handed_over) {
         g_free(call);
         return;
@@ -463,7 +517,9 @@ void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fu
         .ino = ino,
         .fh = fi->fh,
         .io = g_memdup2(in, size),
+        .unique = journal_request_current(),
     };
+    call->done_before = mount_done_before(req, &call->before);
     if (handler->costly && fuse_req_ctx(req)->uid != 0 && fuse_pool_add(m->costly, &call->job))
         return;
     run_call(&call->job);

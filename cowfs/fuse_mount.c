@@ -198,6 +198,14 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
         start_rings(m, config->io_uring_depth, max_threads);
     mount->seeker = seeker_new(mount);
     mount->notifier = notifier_new(mount);
+    /* An earlier daemon has mounted. Before a request is taken: what this one has begun would be
+     * sent again, too, and be done twice, at the same time. */
+    bool resumed = mount->handover && mount->handover->dev;
+    if (resumed) {
+        m->dev = mount->handover->dev;
+        atomic_store(&mount->dev, m->dev);
+        fuse_resume_ask(mount->session);
+    }
     if (mount->seeker && mount->notifier)
         m->loop = fuse_loop_start(mount, max_threads, m->ended_fd);
     if (!m->loop)
@@ -209,12 +217,8 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
     if (error)
         return errmsg_set(err, error, "%s: FUSE over io_uring: %s", m->point->path,
                           g_strerror(-error));
-    if (mount->handover && mount->handover->dev) {
-        m->dev = mount->handover->dev;
-        atomic_store(&mount->dev, m->dev);
-        fuse_resume_ask(mount->session);
+    if (resumed)
         return 0;
-    }
     /* Asks our own workers, which are there. When it has an answer the kernel has taken
      * ours to INIT, and knows what was agreed. */
     if (stat(m->point->path, &st) == 0) {

@@ -28,8 +28,11 @@ static void tell_deletion(struct mount *m, struct deletion *d)
     const char *name = d->io->names;
     for (guint i = 0; i < d->tops->len; i++) {
         size_t len = strlen(name);
-        fuse_lowlevel_notify_delete(m->session, d->dir, g_array_index(d->tops, uint64_t, i), name,
-                                    len);
+        uint64_t ino = g_array_index(d->tops, uint64_t, i);
+        if (ino)
+            fuse_lowlevel_notify_delete(m->session, d->dir, ino, name, len);
+        else
+            fuse_lowlevel_notify_inval_entry(m->session, d->dir, name, len);
         name += len + 1;
     }
     for (guint i = 0; i < d->inos->len; i++) {

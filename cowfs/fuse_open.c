@@ -169,6 +169,7 @@ static void reply_created(fuse_req_t req, struct inode *inode, struct fuse_file_
     struct mount *m = mount_of(req);
     struct fuse_entry_param entry;
 
+    mount_debug_die(req);
     /* Nobody else can have it open for reading past us yet: it is empty. */
     if (m->service->opens && opens_write(m->service->opens, m->slot, inode->ino, 0) != 0)
         g_assert_not_reached();

@@ -7,6 +7,7 @@
 #include "cowfs/opens.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 
 /* More background requests (read-ahead, write-back, asynchronous direct I/O)
@@ -128,6 +129,7 @@ void reply_entry(fuse_req_t req, int error, struct inode *inode)
     }
     struct fuse_entry_param entry;
     struct mount *m = mount_of(req);
+    mount_debug_die(req);
     mount_fill_entry(m, inode, &entry);
     if (fuse_reply_entry(req, &entry) != 0)
         mount_forget(m, inode->ino, 1);
@@ -138,6 +140,15 @@ bool mount_done_before(fuse_req_t req, struct journal_completion *done)
 {
     return fuse_loop_is_resent() &&
            journal_find_completed(mount_of(req)->fs->journal, journal_request_current(), done);
+}
+
+void mount_debug_die(fuse_req_t req)
+{
+    struct mount *m = mount_of(req);
+    struct journal_completion done;
+    if (m->debug_faults && atomic_load(&m->debug_die) &&
+        journal_find_completed(m->fs->journal, journal_request_current(), &done))
+        raise(SIGKILL);
 }
 
 bool mount_replied_before(fuse_req_t req)

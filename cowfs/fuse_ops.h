@@ -73,7 +73,8 @@ struct mount {
     double timeout_s;          /* how long the kernel may keep attributes and names */
     unsigned max_read_bytes;
     struct handover *handover; /* NULL: there is no supervisor */
-    bool debug_faults;         /* for tests: an xattr that kills */
+    bool debug_faults;         /* for tests: xattrs that kill */
+    atomic_bool debug_die;     /* for tests: the next change kills, before it is answered */
     struct seeker *seeker;
     struct notifier *notifier;
     struct fuse_pool *costly;  /* ioctls of plain users that take long (fuse_ioctl.c) */
@@ -105,9 +106,14 @@ void mount_table_free(struct mount_table *table); /* NULL is allowed */
  * mount namespace, and that has only such. */
 bool mount_is_writable_for(fuse_req_t req);
 
+/* For tests: dies if that was asked for and the request has changed something. */
+void mount_debug_die(fuse_req_t req);
+
 /* Replies with 0 or the error (negative errno). */
 static inline void reply_status(fuse_req_t req, int error)
 {
+    if (!error)
+        mount_debug_die(req);
     fuse_reply_err(req, -error);
 }
 
@@ -240,7 +246,7 @@ struct deletion {
     fuse_req_t req;
     uint64_t dir;
     struct cowfs_ioc_delete *io;
-    GArray *tops; /* uint64_t: what the first so many names stood for */
+    GArray *tops; /* uint64_t: what the first so many names stood for; 0: not known */
     GArray *inos; /* uint64_t: all that has lost a name */
 };
 /* Takes over all that is in it. */

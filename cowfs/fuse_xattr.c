@@ -41,9 +41,12 @@ static void get(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 
 void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
-    /* For tests/mount/supervise.sh: a request that kills each daemon. */
+    /* For tests/mount/supervise.sh: a request that kills each daemon; and one that lets the next
+     * change kill this one, done and not answered. */
     if (mount_of(req)->debug_faults && strcmp(name, "user.cowfs-fault") == 0)
         raise(SIGSEGV);
+    if (mount_of(req)->debug_faults && strcmp(name, "user.cowfs-die") == 0)
+        atomic_store(&mount_of(req)->debug_die, true);
     get(req, ino, name, size);
 }
 

@@ -35,7 +35,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MAGIC UINT64_C(0x314c4e4a53574f43) /* "COWSJNL1" */
+#define MAGIC UINT64_C(0x324c4e4a53574f43) /* "COWSJNL2" */
 
 enum { AREAS = 3, NO_AREA = -1 };
 
@@ -43,7 +43,8 @@ enum { AREAS = 3, NO_AREA = -1 };
 struct completion_entry {
     _Atomic uint64_t unique; /* 0: none; stored last */
     int64_t result;
-    uint64_t ino, aux;
+    uint64_t ino, step;
+    struct journal_counts counts;
     uint64_t seq, end; /* it counts if this area was published up to `end` */
 };
 
@@ -123,8 +124,13 @@ static void begin_area(struct journal *j, uint64_t seq)
     j->current = find_area(j, 0);
     if (j->current == NO_AREA)
         g_critical("journal: no room until the next commit is durable");
-    else
-        atomic_store(&j->header->areas[j->current].seq, seq);
+    if (j->current == NO_AREA)
+        return;
+    struct area_header *a = &j->header->areas[j->current];
+    /* Whoever freed it may have died before it was empty. */
+    atomic_store(&a->tail, 0);
+    atomic_store(&a->broken, 0);
+    atomic_store(&a->seq, seq);
 }
 
 /* ---- Open ---- */
@@ -326,7 +332,8 @@ static void note_completion(struct journal *j, const struct journal_completion *
     atomic_store(&e->unique, 0);
     e->result = c->result;
     e->ino = c->ino;
-    e->aux = c->aux;
+    e->step = c->step;
+    e->counts = c->counts;
     e->seq = j->seq;
     e->end = end;
     atomic_store(&e->unique, c->unique);
@@ -394,7 +401,7 @@ bool journal_find_completed(struct journal *j, uint64_t unique, struct journal_c
         const struct completion_entry *e = &j->ring[(next - i) % JOURNAL_COMPLETIONS];
         found = atomic_load(&e->unique) == unique;
         if (found)
-            *out = (struct journal_completion){unique, e->result, e->ino, e->aux};
+            *out = (struct journal_completion){unique, e->result, e->ino, e->step, e->counts};
     }
     pthread_mutex_unlock(&j->lock);
     return found;

@@ -49,16 +49,24 @@ void journal_request_begin(uint64_t unique);
 void journal_request_end(void);
 uint64_t journal_request_current(void); /* 0: none */
 
+/* What a clone or a deletion had: the numbers that its caller is told. */
+struct journal_counts {
+    uint64_t files, directories, symlinks, left_out;
+};
+
 struct journal_completion {
     uint64_t unique;
     int64_t result; /* 0, or bytes (copy_file_range) */
     uint64_t ino;   /* of the inode that was made or linked, else 0 */
-    uint64_t aux;   /* the caller's; the library's own notes have 0 */
+    uint64_t step;  /* notes of the request with this one: names, in a request of many */
+    struct journal_counts counts; /* of all of them */
 };
 
 /* Notes the result of the current request, if there is one: inside the gate, in the
- * transaction that has the operation's last change. The last note of a request counts. */
-void journal_complete(struct journal *j, int64_t result, uint64_t ino, uint64_t aux);
+ * transaction that has the operation's last change. The last note of a request counts.
+ * counts may be NULL: none. */
+void journal_complete(struct journal *j, int64_t result, uint64_t ino,
+                      const struct journal_counts *counts);
 
 /* Was it done, by this process or an earlier one with this journal? The last
  * JOURNAL_COMPLETIONS are known, whatever was committed since. */

@@ -12,6 +12,8 @@
 #include <errno.h>
 
 static _Thread_local uint64_t current_request;
+static _Thread_local uint64_t current_step;
+static _Thread_local struct journal_counts current_counts;
 static _Thread_local struct gather *gathered;
 
 /* ---- Of each thread ---- */
@@ -54,6 +56,8 @@ struct gather *journal_gathered(void)
 void journal_request_begin(uint64_t unique)
 {
     current_request = unique;
+    current_step = 0;
+    current_counts = (struct journal_counts){0};
 }
 
 void journal_request_end(void)
@@ -66,13 +70,22 @@ uint64_t journal_request_current(void)
     return current_request;
 }
 
-void journal_complete(struct journal *j, int64_t result, uint64_t ino, uint64_t aux)
+void journal_complete(struct journal *j, int64_t result, uint64_t ino,
+                      const struct journal_counts *counts)
 {
     if (!j || !current_request)
         return;
     struct gather *g = journal_gather();
+    current_step++;
+    if (counts) {
+        current_counts.files += counts->files;
+        current_counts.directories += counts->directories;
+        current_counts.symlinks += counts->symlinks;
+        current_counts.left_out += counts->left_out;
+    }
     g->completed = true;
-    g->completion = (struct journal_completion){current_request, result, ino, aux};
+    g->completion =
+        (struct journal_completion){current_request, result, ino, current_step, current_counts};
 }
 
 /* ---- Encoding ---- */

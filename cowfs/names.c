@@ -210,7 +210,7 @@ int names_create(struct fs *fs, uint64_t dir_ino, const char *name, uint32_t mod
     *out = make_inode(fs, dir, mode, rdev, target, caller);
     dirent_insert(fs, &slot, name, (*out)->ino, mode);
     names_dir_changed(dir, 1, is_dir);
-    journal_complete(fs->journal, 0, (*out)->ino, 0);
+    journal_complete(fs->journal, 0, (*out)->ino, NULL);
     txn_exit(fs->txn);
 out:
     pthread_rwlock_unlock(&fs->ns_lock);
@@ -240,7 +240,7 @@ int names_tmpfile(struct fs *fs, uint64_t dir_ino, uint32_t mode, const struct c
         (*out)->attr.linkable = true;
         pthread_mutex_unlock(&(*out)->attr_lock);
         inode_mark_orphan(*out);
-        journal_complete(fs->journal, 0, (*out)->ino, 0);
+        journal_complete(fs->journal, 0, (*out)->ino, NULL);
         txn_exit(fs->txn);
     }
     pthread_rwlock_unlock(&fs->ns_lock);
@@ -293,7 +293,7 @@ int names_link(struct fs *fs, uint64_t ino, uint64_t dir_ino, const char *name, 
     inode_mark_names(inode);
     dirent_insert(fs, &slot, name, ino, mode);
     names_dir_changed(dir, 1, 0);
-    journal_complete(fs->journal, 0, ino, 0);
+    journal_complete(fs->journal, 0, ino, NULL);
     txn_exit(fs->txn);
     *out = inode_ref(inode);
 out:
@@ -338,7 +338,7 @@ static int remove_name(struct fs *fs, uint64_t dir_ino, const char *name, bool w
     dirent_remove(fs, &slot);
     names_dir_changed(dir, -1, want_dir ? -1 : 0);
     names_drop_link(child);
-    journal_complete(fs->journal, 0, 0, 0);
+    journal_complete(fs->journal, 0, 0, NULL);
     txn_exit(fs->txn);
 out:
     pthread_rwlock_unlock(&fs->ns_lock);

@@ -181,7 +181,7 @@ static int rename_locked(struct fs *fs, struct place *from, struct place *to, un
         do_exchange(fs, from, to);
     else
         do_rename(fs, from, to);
-    journal_complete(fs->journal, 0, 0, 0);
+    journal_complete(fs->journal, 0, 0, NULL);
     txn_exit(fs->txn);
     return 0;
 }

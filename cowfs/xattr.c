@@ -101,7 +101,7 @@ int xattr_set(struct fs *fs, uint64_t ino, const char *name, const void *value, 
         txn_enter(fs->txn);
         journal_put(fs, key, xattr_key(key, ino, name), value, len);
         note_change(inode, name, true);
-        journal_complete(fs->journal, 0, 0, 0);
+        journal_complete(fs->journal, 0, 0, NULL);
         txn_exit(fs->txn);
     }
     pthread_rwlock_unlock(&inode->map_lock);
@@ -152,7 +152,7 @@ int xattr_remove(struct fs *fs, uint64_t ino, const char *name)
         txn_enter(fs->txn);
         journal_delete(fs, key, xattr_key(key, ino, name));
         note_change(inode, name, false);
-        journal_complete(fs->journal, 0, 0, 0);
+        journal_complete(fs->journal, 0, 0, NULL);
         txn_exit(fs->txn);
     }
     pthread_rwlock_unlock(&inode->map_lock);

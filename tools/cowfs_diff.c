@@ -139,18 +139,33 @@ static bool compare_range(struct diff *d, uint64_t offset, uint64_t length)
     return true;
 }
 
+/* The ranges from `offset` on. A token lives for some minutes, and in one daemon: a new one then. */
+static bool next_ranges(struct diff *d, uint64_t offset, struct cowfs_ioc_token *token,
+                        struct cowfs_ioc_diff *io)
+{
+    int error = -ESTALE;
+    for (int attempt = 0; error == -ESTALE && attempt < 3; attempt++) {
+        if ((attempt > 0 || !token->token[0]) &&
+            !tool_ioctl(d->fd[1], d->path[1], COWFS_IOC_TOKEN, token))
+            return false;
+        *io = (struct cowfs_ioc_diff){
+            .token = {token->token[0], token->token[1]},
+            .offset = offset,
+        };
+        error = tool_try_ioctl(d->fd[0], COWFS_IOC_DIFF, io);
+    }
+    if (error)
+        tool_error("%s: %s", d->path[0], tool_ioctl_reason(error));
+    return error == 0;
+}
+
 static bool compare(struct diff *d)
 {
     struct cowfs_ioc_token token = {0};
-    if (!tool_ioctl(d->fd[1], d->path[1], COWFS_IOC_TOKEN, &token))
-        return false;
     uint64_t offset = 0;
     do {
-        struct cowfs_ioc_diff io = {
-            .token = {token.token[0], token.token[1]},
-            .offset = offset,
-        };
-        if (!tool_ioctl(d->fd[0], d->path[0], COWFS_IOC_DIFF, &io))
+        struct cowfs_ioc_diff io;
+        if (!next_ranges(d, offset, &token, &io))
             return false;
         for (uint32_t i = 0; i < MIN(io.count, COWFS_DIFF_RANGES); i++) {
             if (!compare_range(d, io.range[i].offset, io.range[i].length))

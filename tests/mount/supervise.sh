@@ -66,6 +66,39 @@ test_request_that_kills() {
     mount_down
 }
 
+# A command whose last change is done by a daemon that dies before it answers.
+unanswered() {
+    local pid
+    pid=$(daemon_pid)
+    expect 1 getfattr -n user.cowfs-die "$MNT"
+    expect 0 "$@"
+    is_another "$pid" || fail "no daemon died: $*"
+}
+
+test_done_and_not_answered() {
+    export COWFS_DEBUG_FAULTS=1
+    mount_up supervise
+    unanswered mkdir "$MNT/d"
+    unanswered sh -c 'set -C; : >"$1"' sh "$MNT/a"
+    unanswered ln "$MNT/a" "$MNT/b"
+    unanswered ln -s there "$MNT/s"
+    unanswered mkfifo "$MNT/f"
+    unanswered mv "$MNT/b" "$MNT/d/b"
+    unanswered setfattr -n user.x -v 1 "$MNT/a"
+    unanswered setfattr -x user.x "$MNT/a"
+    unanswered rm "$MNT/s"
+    echo text >"$MNT/a"
+    unanswered "$COWFS" clone "$MNT/a" "$MNT/clone"
+    assert_eq "$(cat "$MNT/clone")" text
+    unanswered "$COWFS" clone --count 3 "$MNT/a" "$MNT/many"
+    assert_eq "$(cat "$MNT"/many-*)" $'text\ntext\ntext'
+    unanswered "$COWFS" rm "$MNT"/many-*
+    unanswered "$COWFS" rm "$MNT/d"
+    assert_eq "$(cd "$MNT" && echo *)" "a clone f"
+    assert_eq "$(stat -c %h "$MNT/a")" 1
+    mount_down
+}
+
 test_store_vanishes() {
     local pid status=0
     mount_up supervise

@@ -205,7 +205,7 @@ static void crash_inside(void *arg)
     journal_request_begin(9);
     txn_enter(fs->txn);
     inode_put(inode_new(fs->inodes, S_IFREG | 0644, 0, 0, 0));
-    journal_complete(fs->journal, 0, 0, 0);
+    journal_complete(fs->journal, 0, 0, NULL);
     _exit(0); /* still inside */
 }
 
@@ -229,6 +229,49 @@ START_TEST(test_inside)
     ck_assert(journal_find_completed(fs->journal, 7, &done));
     journal_forget_completed(fs->journal);
     ck_assert(!journal_find_completed(fs->journal, 7, &done));
+    close_store(fs);
+    assert_sound();
+}
+END_TEST
+
+/* Done by one process, which dies before it can say so. */
+static void crash_unanswered(void *arg)
+{
+    (void)arg;
+    struct fs *fs = open_journaled(false);
+    told[0] = make_file(fs, ROOT_INO, "a");
+    journal_request_begin(7);
+    ck_assert_int_eq(link_as(fs, told[0], ROOT_INO, "b"), 0);
+    /* Of several names, as the ioctls of many. */
+    journal_request_begin(9);
+    struct cowfs_ioc_clone io = {0};
+    ck_assert_int_eq(clone_tree(fs, told[0], ROOT_INO, "c", &root_caller, &io), 0);
+    ck_assert_int_eq(clone_tree(fs, told[0], ROOT_INO, "d", &root_caller, &io), 0);
+    _exit(0);
+}
+
+/* So do those that follow it, right after they have done the journal again. */
+static void crash_replayed(void *arg)
+{
+    (void)arg;
+    open_journaled(true);
+    _exit(0);
+}
+
+START_TEST(test_unanswered)
+{
+    struct journal_completion done;
+    in_child(crash_unanswered, NULL);
+    for (unsigned i = 0; i < 3; i++)
+        in_child(crash_replayed, NULL);
+    struct fs *fs = open_journaled(true);
+    ck_assert(journal_find_completed(fs->journal, 7, &done));
+    ck_assert_uint_eq(done.ino, told[0]);
+    ck_assert(journal_find_completed(fs->journal, 9, &done));
+    ck_assert_uint_eq(done.step, 2);
+    ck_assert_uint_eq(done.counts.files, 2);
+    ck_assert_uint_eq(done.counts.directories, 0);
+    ck_assert_int_eq(look_up(fs, ROOT_INO, "b"), (int64_t)told[0]);
     close_store(fs);
     assert_sound();
 }
@@ -371,6 +414,7 @@ int main(void)
     tcase_add_test(tcase, test_committed);
     tcase_add_test(tcase, test_foreign);
     tcase_add_test(tcase, test_inside);
+    tcase_add_test(tcase, test_unanswered);
     tcase_add_test(tcase, test_requests);
     tcase_add_test(tcase, test_resumed);
     tcase_add_test(tcase, test_resumed_removed);
