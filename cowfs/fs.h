@@ -39,9 +39,9 @@ struct fs_config {
     unsigned seal_delay_ms;   /* a file is sealed when unwritten for so long; 0: 30000 */
     uint64_t seal_rate_bytes; /* per second, 0: unlimited */
     bool verify;              /* check the hash of sealed chunks at each read */
-    int lock_fd; /* the store's lock, taken before by another process; 0: take it. Remains
+    int lock_fd;    /* the store's lock, taken before by another process; 0: take it. Remains
                     the caller's */
-    bool keep_flat;           /* sealing in the background leaves flat files flat (flat.h) */
+    bool keep_flat; /* sealing in the background leaves flat files flat (flat.h) */
     /* Memory that outlives the process (journal.h); 0 or negative: none. The caller's; it
      * stays open until fs_close. What an earlier process did after the last durable
      * commit is done again by fs_open. */

@@ -5,17 +5,23 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
+#include <pthread.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+enum { NAME_BYTES = 256 };
 
 struct order {
     uint64_t id; /* of the answer, too: a daemon that was killed may have left one */
     uint64_t ino;
     int64_t offset, length;
     int64_t result;
+    uint64_t child;        /* what `name` in ino stood for; 0: not known */
+    char name[NAME_BYTES]; /* "": it is about pages */
 };
 
 /* ---- its own process: no allocation ---- */
@@ -35,6 +41,23 @@ static int inval(int fuse_fd, const struct order *order)
     return writev(fuse_fd, pieces, 2) < 0 ? -errno : 0;
 }
 
+static int drop_name(int fuse_fd, struct order *order)
+{
+    uint32_t len = (uint32_t)strnlen(order->name, NAME_BYTES - 1);
+    struct fuse_notify_delete_out gone = {
+        .parent = order->ino, .child = order->child, .namelen = len};
+    struct fuse_notify_inval_entry_out unknown = {.parent = order->ino, .namelen = len};
+    struct iovec body = {&gone, sizeof(gone)};
+    struct fuse_out_header header = {.error = FUSE_NOTIFY_DELETE};
+    if (!order->child) {
+        body = (struct iovec){&unknown, sizeof(unknown)};
+        header.error = FUSE_NOTIFY_INVAL_ENTRY;
+    }
+    header.len = (uint32_t)(sizeof(header) + body.iov_len + len + 1);
+    struct iovec pieces[] = {{&header, sizeof(header)}, body, {order->name, len + 1}};
+    return writev(fuse_fd, pieces, 3) < 0 ? -errno : 0;
+}
+
 __attribute__((noreturn)) static void flusher_main(int fuse_fd, int socket_fd)
 {
     struct order order;
@@ -49,7 +72,7 @@ __attribute__((noreturn)) static void flusher_main(int fuse_fd, int socket_fd)
             continue;
         if (got != sizeof(order))
             _exit(0);
-        order.result = inval(fuse_fd, &order);
+        order.result = order.name[0] ? drop_name(fuse_fd, &order) : inval(fuse_fd, &order);
         send(socket_fd, &order, sizeof(order), MSG_NOSIGNAL);
     }
 }
@@ -82,18 +105,12 @@ pid_t flusher_start(int fuse_fd, int *socket_fd)
 
 /* ---- the daemon's side ---- */
 
-int flusher_inval(int socket_fd, uint64_t ino, int64_t offset, int64_t length)
+static int ask_locked(int socket_fd, struct order *order)
 {
     static uint64_t count;
-    struct order order =
-                     {
-                         .id = (uint64_t)getpid() << 32 | (uint32_t)++count,
-                         .ino = ino,
-                         .offset = offset,
-                         .length = length,
-                     },
-                 answer = {0};
-    if (send(socket_fd, &order, sizeof(order), MSG_NOSIGNAL) != sizeof(order))
+    struct order answer = {0};
+    order->id = (uint64_t)getpid() << 32 | (uint32_t)++count;
+    if (send(socket_fd, order, sizeof(*order), MSG_NOSIGNAL) != sizeof(*order))
         return -EPIPE;
     do {
         ssize_t got = recv(socket_fd, &answer, sizeof(answer), 0);
@@ -101,6 +118,29 @@ int flusher_inval(int socket_fd, uint64_t ino, int64_t offset, int64_t length)
             continue;
         if (got != sizeof(answer))
             return -EPIPE;
-    } while (answer.id != order.id);
+    } while (answer.id != order->id);
     return (int)answer.result;
+}
+
+/* One at a time: it is one process. */
+static int ask(int socket_fd, struct order *order)
+{
+    static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&turn);
+    int result = ask_locked(socket_fd, order);
+    pthread_mutex_unlock(&turn);
+    return result;
+}
+
+int flusher_inval(int socket_fd, uint64_t ino, int64_t offset, int64_t length)
+{
+    struct order order = {.ino = ino, .offset = offset, .length = length};
+    return ask(socket_fd, &order);
+}
+
+int flusher_drop_name(int socket_fd, uint64_t dir, uint64_t child, const char *name)
+{
+    struct order order = {.ino = dir, .child = child};
+    memcpy(order.name, name, strnlen(name, NAME_BYTES - 1));
+    return ask(socket_fd, &order);
 }

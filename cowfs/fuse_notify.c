@@ -10,8 +10,11 @@
  * attributes of what lives on (it is open, or has another name), for the number of links; then
  * the directory.
  */
+#include "cowfs/fuse_flush.h"
 #include "cowfs/fuse_ops.h"
+#include "cowfs/handover.h"
 
+#include <errno.h>
 #include <string.h>
 
 struct notifier {
@@ -23,17 +26,23 @@ struct notifier {
     bool stop;        /* when there is nothing left */
 };
 
+/* ino 0: not known. With a supervisor the flusher does it: it may have to wait in the kernel. */
+static void drop_name(struct mount *m, uint64_t dir, uint64_t ino, const char *name)
+{
+    if (m->handover && flusher_drop_name(HANDOVER_FLUSH_FD, dir, ino, name) != -EPIPE)
+        return;
+    if (ino)
+        fuse_lowlevel_notify_delete(m->session, dir, ino, name, strlen(name));
+    else
+        fuse_lowlevel_notify_inval_entry(m->session, dir, name, strlen(name));
+}
+
 static void tell_deletion(struct mount *m, struct deletion *d)
 {
     const char *name = d->io->names;
     for (guint i = 0; i < d->tops->len; i++) {
-        size_t len = strlen(name);
-        uint64_t ino = g_array_index(d->tops, uint64_t, i);
-        if (ino)
-            fuse_lowlevel_notify_delete(m->session, d->dir, ino, name, len);
-        else
-            fuse_lowlevel_notify_inval_entry(m->session, d->dir, name, len);
-        name += len + 1;
+        drop_name(m, d->dir, g_array_index(d->tops, uint64_t, i), name);
+        name += strlen(name) + 1;
     }
     for (guint i = 0; i < d->inos->len; i++) {
         uint64_t ino = g_array_index(d->inos, uint64_t, i);

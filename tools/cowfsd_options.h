@@ -20,7 +20,7 @@ struct mount_options {
     bool supervise, nosupervise; /* as said, the later one; after settle, supervise decides */
     GPtrArray *lists;            /* as given */
     bool sloppy;                 /* as given with the last one */
-    GString *fuse, *view_fuse; /* for libfuse and the kernel, comma separated, escaped */
+    GString *fuse, *view_fuse;   /* for libfuse and the kernel, comma separated, escaped */
 };
 
 void mount_options_init(struct mount_options *o);

@@ -94,6 +94,9 @@ test_done_and_not_answered() {
     assert_eq "$(cat "$MNT"/many-*)" $'text\ntext\ntext'
     unanswered "$COWFS" rm "$MNT"/many-*
     unanswered "$COWFS" rm "$MNT/d"
+    mkdir "$MNT/e"
+    expect 0 "$COWFS" rm "$MNT/e"
+    ! stat "$MNT/e" 2>/dev/null || fail "the kernel was not told"
     assert_eq "$(cd "$MNT" && echo *)" "a clone f"
     assert_eq "$(stat -c %h "$MNT/a")" 1
     mount_down
