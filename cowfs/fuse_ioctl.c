@@ -67,9 +67,10 @@ static void forget_attributes(const struct call *c, uint64_t dir)
     fuse_lowlevel_notify_inval_inode(c->mount->session, dir, -1, 0);
 }
 
-/* The directory in which names are to be made or removed. The kernel does not ask, for an ioctl, whether the mount through
- * which a directory was opened is read-only. Where we cannot tell either, the caller has to
- * show a file that he has made there by O_TMPFILE, for which the kernel did ask. */
+/* The directory in which names are to be made or removed. For an ioctl the kernel does not
+ * ask whether the mount through which a directory was opened is read-only. Where we cannot
+ * tell either, the caller has to show a file that he has made there by O_TMPFILE, for which
+ * the kernel did ask. */
 static int target_directory(struct call *c, uint64_t *dir)
 {
     struct inode *inode;

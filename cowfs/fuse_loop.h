@@ -19,9 +19,9 @@ struct mount;
 struct fuse_loop;
 
 /* Starts the first worker. The mount's session is there; its `rings`, or NULL, are where
- * requests come from, too: stopped with the loop, they remain the caller's. `ended_fd` (an eventfd) is written to when the
- * session has come to its end (unmounted or failed). NULL if no thread can be
- * started. */
+ * requests come from, too: stopped with the loop, they remain the caller's. `ended_fd` (an
+ * eventfd) is written to when the session has come to its end (unmounted or failed). NULL if
+ * no thread can be started. */
 struct fuse_loop *fuse_loop_start(struct mount *mount, unsigned max_threads, int ended_fd);
 
 /* Waits until no request is being served and none is queued, at most
