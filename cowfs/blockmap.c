@@ -18,20 +18,23 @@ static int node_exclusive(struct node_cache *cache, uint64_t id, bool *exclusive
     return error;
 }
 
-static int leaf_extent(struct node_cache *cache, uint64_t entry, unsigned alike,
-                       bool want_exclusive, bool path_exclusive, struct extent *out)
+static int leaf_extent(struct node *leaf, unsigned at, unsigned limit, bool want_exclusive,
+                       struct extent *out)
 {
+    uint64_t entry;
+    unsigned alike;
+    int error = 0;
+    out->exclusive = false;
+    if (want_exclusive)
+        error = node_exclusive_run(leaf, at, limit, &entry, &alike, &out->exclusive);
+    else
+        entry = node_run(leaf, at, limit, &alike);
+    if (error)
+        return error;
     out->chunk = ENTRY_CHUNK(entry);
     out->reserved = entry & ENTRY_RESERVED;
     out->count = alike;
-    out->exclusive = false;
-    if (!want_exclusive || !path_exclusive || out->chunk == 0)
-        return 0;
-    uint32_t run;
-    int error = counts_exclusive_run(node_cache_env(cache)->chunk_counts, out->chunk, alike,
-                                     &out->exclusive, &run);
-    out->count = run;
-    return error;
+    return 0;
 }
 
 int map_lookup(struct node_cache *cache, const struct map *map, uint64_t index, uint64_t limit,
@@ -55,11 +58,14 @@ int map_lookup(struct node_cache *cache, const struct map *map, uint64_t index, 
             error = node_get(cache, id, level, &n);
         if (error)
             return error;
-        uint64_t entry = node_run(
-            n, at, level == 1 ? (unsigned)min_u64(limit, NODE_ENTRIES) : NODE_ENTRIES, &alike);
+        if (level == 1) {
+            error = leaf_extent(n, at, (unsigned)min_u64(limit, NODE_ENTRIES),
+                                want_exclusive && path_exclusive, out);
+            node_put(n);
+            return error;
+        }
+        uint64_t entry = node_run(n, at, NODE_ENTRIES, &alike);
         node_put(n);
-        if (level == 1)
-            return leaf_extent(cache, entry, alike, want_exclusive, path_exclusive, out);
         if (entry == 0) {
             /* A hole up to the end of the run of empty entries. */
             uint64_t end = ((index >> shift) + alike) << shift;

@@ -262,6 +262,21 @@ uint64_t node_run(struct node *n, unsigned index, unsigned limit, unsigned *alik
     return value;
 }
 
+int node_exclusive_run(struct node *n, unsigned index, unsigned limit, uint64_t *entry,
+                       unsigned *alike, bool *exclusive)
+{
+    g_assert(n->level == 1);
+    int error = 0;
+    *exclusive = false;
+    pthread_rwlock_rdlock(&n->lock);
+    *entry = node_run_unlocked(n, index, limit, alike);
+    if (*entry)
+        error = counts_exclusive_run(n->cache->env.chunk_counts, ENTRY_CHUNK(*entry), *alike,
+                                     exclusive, alike);
+    pthread_rwlock_unlock(&n->lock);
+    return error;
+}
+
 /* Accounts for a change of size, and puts the node among the changed ones. */
 static void mark_dirty(struct node *n, size_t bytes_before)
 {

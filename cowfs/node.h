@@ -79,6 +79,12 @@ static inline uint64_t node_entry(struct node *node, unsigned index)
     return node_run(node, index, 1, &alike);
 }
 
+/* The same for a leaf, and whether these chunks are exclusive (counts_exclusive_run); *alike
+ * is for how many both is so. Atomic against the sealer's exchange: a chunk that it has taken
+ * out of the leaf may be exclusive to another file a moment later. */
+int node_exclusive_run(struct node *leaf, unsigned index, unsigned limit, uint64_t *entry,
+                       unsigned *alike, bool *exclusive);
+
 /* A new empty node with one owner (the caller, who links it). Pinned. */
 int node_new(struct node_cache *cache, unsigned level, struct node **out);
 /* A new node with the entries of `node`, whose children get one owner more;
