@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cowfs/caller.h"
 
-static bool in_group(const struct caller *caller, uint32_t gid)
+bool caller_in_group(const struct caller *caller, uint32_t gid)
 {
     if (caller->gid == gid)
         return true;
@@ -19,7 +19,7 @@ bool caller_may(const struct caller *caller, struct inode *inode, unsigned want)
     unsigned mode = inode->attr.mode;
     if (caller->uid == inode->attr.uid)
         mode >>= 6;
-    else if (in_group(caller, inode->attr.gid))
+    else if (caller_in_group(caller, inode->attr.gid))
         mode >>= 3;
     pthread_mutex_unlock(&inode->attr_lock);
     return (mode & want) == want;

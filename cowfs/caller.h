@@ -16,6 +16,9 @@ static inline bool caller_is_root(const struct caller *caller)
     return caller->uid == 0 && !caller->powerless;
 }
 
+/* By his group, or a further one. */
+bool caller_in_group(const struct caller *caller, uint32_t gid);
+
 /* As the kernel's generic_permission without ACLs; root may all. */
 bool caller_may(const struct caller *caller, struct inode *inode, unsigned want);
 /* Whether he may remove or rename what `child` is from a directory that he may write: in

@@ -29,6 +29,8 @@ ssize_t file_write(struct inode *inode, const void *buffer, size_t bytes, uint64
                    struct file_write_flags flags);
 
 int file_truncate(struct inode *inode, uint64_t size_bytes);
+/* Whether cutting to that size would change nothing but times. */
+bool file_is_cut(struct inode *inode, uint64_t size_bytes);
 /* mode as fallocate(2): 0, KEEP_SIZE, PUNCH_HOLE|KEEP_SIZE, ZERO_RANGE
  * [|KEEP_SIZE]; others -EOPNOTSUPP. */
 int file_fallocate(struct inode *inode, int mode, uint64_t offset_bytes, uint64_t length_bytes);

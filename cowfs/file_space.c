@@ -140,6 +140,15 @@ int content_cut(struct inode *inode, uint64_t size_bytes)
     return error;
 }
 
+bool file_is_cut(struct inode *inode, uint64_t size_bytes)
+{
+    pthread_rwlock_rdlock(&inode->map_lock);
+    /* An empty file may have reserved space, which cutting gives back. */
+    bool same = inode->attr.size_bytes == size_bytes && (size_bytes || !inode->attr.map.levels);
+    pthread_rwlock_unlock(&inode->map_lock);
+    return same;
+}
+
 int file_truncate(struct inode *inode, uint64_t size_bytes)
 {
     struct fs *fs = inode->fs;
@@ -265,6 +274,12 @@ int file_fallocate(struct inode *inode, int mode, uint64_t offset_bytes, uint64_
         return -EOPNOTSUPP;
     if (length_bytes == 0)
         return -EINVAL;
+    /* "All from here on": behind the largest file there is nothing to punch. */
+    if (what == FALLOC_FL_PUNCH_HOLE && length_bytes <= INT64_MAX && offset_bytes <= INT64_MAX) {
+        if (offset_bytes >= (uint64_t)FILE_SIZE_MAX)
+            return 0;
+        length_bytes = min_u64(length_bytes, (uint64_t)FILE_SIZE_MAX - offset_bytes);
+    }
     if (!file_range_ok(offset_bytes, length_bytes))
         return -EFBIG;
     int error = fs_may_change(inode->fs);

@@ -32,7 +32,7 @@ void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 }
 
 /* All but the size, inside the gate, with the attr_lock. */
-static void set_attributes(struct inode *inode, const struct stat *attr, int to_set)
+static void set_attributes(struct inode *inode, const struct stat *attr, int to_set, bool outsider)
 {
     struct inode_attr *a = &inode->attr;
     struct timespec now;
@@ -47,7 +47,7 @@ static void set_attributes(struct inode *inode, const struct stat *attr, int to_
     /* Sent with every chown, and with a truncation by one without CAP_FSETID
      * (the protocol's FATTR_KILL_SUIDGID). */
     if (to_set & FUSE_SET_ATTR_KILL_SUID)
-        mount_kill_suidgid_locked(inode);
+        mount_kill_suidgid_locked(inode, outsider);
     if (to_set & FUSE_SET_ATTR_ATIME_NOW)
         a->atime = now;
     else if (to_set & FUSE_SET_ATTR_ATIME)
@@ -59,7 +59,19 @@ static void set_attributes(struct inode *inode, const struct stat *attr, int to_
     a->ctime = to_set & FUSE_SET_ATTR_CTIME ? attr->st_ctim : now;
 }
 
-static void set_attr(fuse_req_t req, fuse_ino_t ino, const struct stat *attr, int to_set)
+/* The size is changed. truncate(2) to the size that a file has leaves its times alone,
+ * ftruncate(2), which comes with a handle, does not. */
+static int set_size(struct inode *inode, const struct stat *attr, bool by_handle)
+{
+    if (attr->st_size < 0)
+        return -EINVAL;
+    if (!by_handle && file_is_cut(inode, (uint64_t)attr->st_size))
+        return fs_may_change(inode->fs);
+    return file_truncate(inode, (uint64_t)attr->st_size);
+}
+
+static void set_attr(fuse_req_t req, fuse_ino_t ino, const struct stat *attr, int to_set,
+                     bool by_handle)
 {
     struct mount *m = mount_of(req);
     struct fs *fs = m->fs;
@@ -68,8 +80,15 @@ static void set_attr(fuse_req_t req, fuse_ino_t ino, const struct stat *attr, in
     int error = fs_may_change(fs);
     if (error == 0)
         error = mount_inode(m, ino, &inode);
+    /* The kernel asks to set nothing when neither owner nor group is to be changed, which counts
+     * as a change all the same, and drops setuid and setgid (FUSE says nothing of that: it is
+     * known by the ctime, if the kernel has that), or when a write has changed a file that has
+     * capabilities. */
+    bool nothing = (to_set & ~FUSE_SET_ATTR_CTIME) == 0;
+    if (nothing && to_set)
+        to_set |= FUSE_SET_ATTR_KILL_SUID;
     if (error == 0 && to_set & FUSE_SET_ATTR_SIZE) {
-        error = attr->st_size < 0 ? -EINVAL : file_truncate(inode, (uint64_t)attr->st_size);
+        error = set_size(inode, attr, by_handle);
         to_set &= ~FUSE_SET_ATTR_SIZE;
     }
     if (error) {
@@ -77,10 +96,11 @@ static void set_attr(fuse_req_t req, fuse_ino_t ino, const struct stat *attr, in
         reply_status(req, error);
         return;
     }
-    if (to_set) {
+    if (to_set || nothing) {
+        bool outsider = to_set & FUSE_SET_ATTR_KILL_SUID && mount_is_outsider(req, inode);
         txn_enter(fs->txn);
         pthread_mutex_lock(&inode->attr_lock);
-        set_attributes(inode, attr, to_set);
+        set_attributes(inode, attr, to_set, outsider);
         pthread_mutex_unlock(&inode->attr_lock);
         /* The kernel sends the times of its cached writes before each fsync. */
         if (to_set &
@@ -104,7 +124,7 @@ static void truncate_counted(struct waiting *w, int error)
         mount_refuse_write(w->req, w->ino, error);
         return;
     }
-    set_attr(w->req, w->ino, &w->attr, w->to_set);
+    set_attr(w->req, w->ino, &w->attr, w->to_set, false);
     mount_close(m, w->ino, OPEN_WRITER);
 }
 
@@ -116,7 +136,7 @@ void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
         return;
     if (!m->service->opens || fi || !(to_set & FUSE_SET_ATTR_SIZE)) {
         /* ftruncate(2) has a handle, which is a writer's. */
-        set_attr(req, ino, attr, to_set);
+        set_attr(req, ino, attr, to_set, fi != NULL);
         return;
     }
     struct waiting w = {.req = req, .ino = ino, .attr = *attr, .to_set = to_set};

@@ -88,12 +88,12 @@ void mount_table_free(struct mount_table *table)
  * parent, device, root, mount point, options, ... */
 static bool line_is_harmless(char *line, dev_t dev)
 {
-    unsigned major_number, minor_number;
+    char number[32];
+    snprintf(number, sizeof(number), "%u:%u", major(dev), minor(dev));
     char *rest = NULL, *field = strtok_r(line, " ", &rest);
     for (unsigned i = 1; field && i <= 5; i++) {
         field = strtok_r(NULL, " ", &rest);
-        if (i == 2 && (!field || sscanf(field, "%u:%u", &major_number, &minor_number) != 2 ||
-                       makedev(major_number, minor_number) != dev))
+        if (i == 2 && (!field || strcmp(field, number) != 0))
             return true;
     }
     return field && (strcmp(field, "rw") == 0 || g_str_has_prefix(field, "rw,"));

@@ -32,7 +32,10 @@ static ssize_t serve_write(struct mount *m, const struct content_request *r)
         .kill_suid = in->write_flags & FUSE_WRITE_KILL_SUIDGID,
         .from_cache = in->write_flags & FUSE_WRITE_CACHE,
     };
+    bool falls = flags.kill_suid && mount_has_suidgid(inode);
     ssize_t done = file_write(inode, r->payload, in->size, in->offset, flags);
+    if (falls)
+        mount_forget_mode(m, inode);
     inode_put(inode);
     return done;
 }

@@ -128,7 +128,7 @@ static void open_for_writing(struct waiting *w, int error)
         if (error == 0)
             error = file_truncate(inode, 0);
         if (error == 0 && fi->kill_suidgid)
-            mount_kill_suidgid_now(inode);
+            mount_kill_suidgid_now(w->req, inode);
         inode_put(inode);
     }
     if (error) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* fuse_ops.c - the table of operations, what is agreed with the kernel, helpers. */
+#include "cowfs/caller.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/fuse_loop.h"
 #include "cowfs/fuse_rings.h"
@@ -160,46 +161,72 @@ bool mount_replied_before(fuse_req_t req)
     return true;
 }
 
-bool mount_kill_suidgid_locked(struct inode *inode)
+bool mount_kill_suidgid_locked(struct inode *inode, bool outsider)
 {
     uint32_t mode = inode->attr.mode;
     if (S_ISDIR(mode))
         return false; /* setgid there means inheritance */
     uint32_t drop = mode & S_ISUID;
     /* setgid without group execute once meant mandatory locking; Linux leaves
-     * it alone. */
-    if ((mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))
-        drop |= S_ISGID;
+     * it alone, but for outsiders. */
+    if (mode & S_IXGRP || outsider)
+        drop |= mode & S_ISGID;
     inode->attr.mode = mode & ~drop;
     return drop != 0;
 }
 
-void mount_kill_suidgid_now(struct inode *inode)
+bool mount_has_suidgid(struct inode *inode)
+{
+    pthread_mutex_lock(&inode->attr_lock);
+    bool has_them = inode->attr.mode & (S_ISUID | S_ISGID);
+    pthread_mutex_unlock(&inode->attr_lock);
+    return has_them;
+}
+
+bool mount_is_outsider(fuse_req_t req, struct inode *inode)
+{
+    pthread_mutex_lock(&inode->attr_lock);
+    uint32_t mode = inode->attr.mode, gid = inode->attr.gid;
+    pthread_mutex_unlock(&inode->attr_lock);
+    if ((mode & (S_IFMT | S_ISGID | S_IXGRP)) != (S_IFREG | S_ISGID))
+        return false;
+    g_autofree gid_t *groups = g_new(gid_t, CALLER_GROUPS_MAX);
+    struct caller caller;
+    mount_caller_rights(req, &caller, groups);
+    return !caller_is_root(&caller) && !caller_in_group(&caller, gid);
+}
+
+void mount_forget_mode(struct mount *m, const struct inode *inode)
+{
+    /* Attributes alone: for those it waits for nobody. */
+    fuse_lowlevel_notify_inval_inode(m->session, inode->ino, -1, 0);
+}
+
+void mount_kill_suidgid_now(fuse_req_t req, struct inode *inode)
 {
     struct fs *fs = inode->fs;
 
     /* Few files have the bits: look before entering a transaction. */
-    pthread_mutex_lock(&inode->attr_lock);
-    bool has_them = inode->attr.mode & (S_ISUID | S_ISGID);
-    pthread_mutex_unlock(&inode->attr_lock);
-    if (!has_them)
+    if (!mount_has_suidgid(inode))
         return;
+    bool outsider = mount_is_outsider(req, inode);
 
     txn_enter(fs->txn);
     pthread_mutex_lock(&inode->attr_lock);
-    bool changed = mount_kill_suidgid_locked(inode);
+    bool changed = mount_kill_suidgid_locked(inode, outsider);
     if (changed)
         inode_touch_ctime(inode);
     pthread_mutex_unlock(&inode->attr_lock);
     if (changed)
         inode_mark_attr(inode);
     txn_exit(fs->txn);
+    mount_forget_mode(mount_of(req), inode);
 }
 
 void mount_kill_suidgid(fuse_req_t req, struct inode *inode)
 {
     if (fuse_req_ctx(req)->uid != 0)
-        mount_kill_suidgid_now(inode);
+        mount_kill_suidgid_now(req, inode);
 }
 
 /*

@@ -141,11 +141,19 @@ bool mount_replied_before(fuse_req_t req);
 
 /* setuid and setgid fall when a file changes hands or content. Inside the gate,
  * with the attr_lock. Returns whether anything changed. */
-bool mount_kill_suidgid_locked(struct inode *inode);
+bool mount_kill_suidgid_locked(struct inode *inode, bool outsider);
+/* Whether the caller is neither root nor in the group of a file that has setgid without group
+ * execution: that is no right, and falls for such callers only. No lock is held. */
+bool mount_is_outsider(fuse_req_t req, struct inode *inode);
 /* The same for operations where the kernel does not tell whether the caller
  * has CAP_FSETID: all but root lose the bits. */
 void mount_kill_suidgid(fuse_req_t req, struct inode *inode);
-void mount_kill_suidgid_now(struct inode *inode);
+void mount_kill_suidgid_now(fuse_req_t req, struct inode *inode);
+/* Whether there is anything that could fall. */
+bool mount_has_suidgid(struct inode *inode);
+/* The kernel is to ask for the attributes anew: it keeps the mode when it sends a write, and
+ * would run a program that has lost the bits as if it had them. */
+void mount_forget_mode(struct mount *m, const struct inode *inode);
 
 /* fuse_ops.c */
 extern const struct fuse_lowlevel_ops mount_ops;

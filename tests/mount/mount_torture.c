@@ -135,7 +135,7 @@ static unsigned count_entries(int dir)
     unsigned n = 0;
     CHECK(d, "fdopendir: %s", strerror(errno));
     errno = 0;
-    for (const struct dirent *e; (e = readdir(d)); n++)
+    for (; readdir(d); n++)
         errno = 0;
     CHECK(errno == 0, "readdir: %s", strerror(errno));
     closedir(d);

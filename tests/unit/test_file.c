@@ -524,6 +524,33 @@ START_TEST(writing_takes_setuid_away)
 }
 END_TEST
 
+START_TEST(punching_goes_beyond_the_largest_file)
+{
+    const int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    write_filled(file, 3 * CHUNK, 0, 1);
+    ck_assert_int_eq(file_fallocate(file, punch, CHUNK, INT64_MAX), 0);
+    assert_filled(file, CHUNK, 0, 1);
+    assert_zeros(file, 2 * CHUNK, CHUNK);
+    ck_assert_int_eq(file_fallocate(file, punch, FILE_SIZE_MAX, 1), 0);
+    ck_assert_int_eq(file_fallocate(file, punch, INT64_MAX, 1), 0);
+    ck_assert_int_eq(file_fallocate(file, FALLOC_FL_ZERO_RANGE, FILE_SIZE_MAX, 1), -EFBIG);
+}
+END_TEST
+
+START_TEST(cut_already)
+{
+    ck_assert(file_is_cut(file, 0));
+    write_filled(file, 10, 0, 1);
+    ck_assert(file_is_cut(file, 10));
+    ck_assert(!file_is_cut(file, 9));
+    ck_assert_int_eq(file_truncate(file, 0), 0);
+    ck_assert(file_is_cut(file, 0));
+    /* What is reserved would be given back. */
+    ck_assert_int_eq(file_fallocate(file, FALLOC_FL_KEEP_SIZE, 0, CHUNK), 0);
+    ck_assert(!file_is_cut(file, 0));
+}
+END_TEST
+
 START_TEST(fdatasync_commits_only_what_is_mapped_anew)
 {
     write_filled(file, 4 * CHUNK, 0, 1);
@@ -574,6 +601,8 @@ static Suite *make_suite(void)
     tcase_add_test(tc, on_a_full_disk_all_works_that_needs_no_new_chunk);
     tcase_add_test(tc, changes_set_the_times);
     tcase_add_test(tc, writing_takes_setuid_away);
+    tcase_add_test(tc, punching_goes_beyond_the_largest_file);
+    tcase_add_test(tc, cut_already);
     tcase_add_test(tc, fdatasync_commits_only_what_is_mapped_anew);
     suite_add_tcase(suite, tc);
     return suite;
