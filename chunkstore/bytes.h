@@ -14,6 +14,19 @@
 #include <stdint.h>
 #include <string.h>
 
+static inline void put_be32(uint8_t *p, uint32_t v)
+{
+    v = __builtin_bswap32(v);
+    memcpy(p, &v, sizeof(v));
+}
+
+static inline uint32_t get_be32(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof(v));
+    return __builtin_bswap32(v);
+}
+
 static inline void put_be64(uint8_t *p, uint64_t v)
 {
     v = __builtin_bswap64(v);

@@ -19,8 +19,8 @@ enum key_type {
     KEY_DIRENT = 'd',       /* directory inode, hash of name -> entries */
     KEY_XATTR = 'x',        /* inode, name -> value */
     KEY_ORPHAN = 'o',       /* inode with no links left, to be freed */
-    KEY_CONTENT = 'h',      /* first 8 bytes of content hash -> chunk number */
-    KEY_CHUNK_HASH = 's',   /* chunk number -> content hash (16 bytes) */
+    KEY_CONTENT = 'h',      /* domain, first 8 bytes of content hash -> chunk number */
+    KEY_CHUNK_HASH = 's',   /* chunk number -> content hash, domain */
     KEY_DEAD_SEALED = 'q',  /* first chunk -> count: freed, still in the index */
     KEY_UNSEALED = 'u',     /* inode that has chunks to be sealed */
     KEY_DAMAGED = 'b',      /* chunk whose bytes are known to be wrong */

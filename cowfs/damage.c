@@ -185,9 +185,9 @@ bool damage_in_segment(struct fs *fs, uint32_t segment_id)
 /* Have these sealed chunks the hashes that are on record? */
 static int check(struct fs *fs, chunk_t first, unsigned n, const uint8_t *data)
 {
-    struct content_hash hashes[CHECK_AT_ONCE];
+    struct content_record records[CHECK_AT_ONCE];
     bool has[CHECK_AT_ONCE];
-    int error = content_index_hashes(fs->db, first, n, hashes, has);
+    int error = content_index_records(fs->db, first, n, records, has);
     if (error)
         return error;
     for (unsigned i = 0; i < n; i++) {
@@ -196,7 +196,7 @@ static int check(struct fs *fs, chunk_t first, unsigned n, const uint8_t *data)
             continue;
         struct content_hash now =
             fs->hash(data + (size_t)i * fs->chunk_bytes, fs->chunk_bytes, fs->sb.hash_secret);
-        if (memcmp(now.bytes, hashes[i].bytes, sizeof(now.bytes)) != 0) {
+        if (memcmp(now.bytes, records[i].hash.bytes, sizeof(now.bytes)) != 0) {
             damage_add(fs, first + i);
             error = -EIO;
         }

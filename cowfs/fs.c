@@ -70,6 +70,8 @@ static void meta_flip(void *arg)
         .inode_count = atomic_load(&fs->inode_count),
         .chunks_live = fs_chunks_live(fs),
         .merges = fs_merges(fs),
+        .domains = atomic_load(&fs->has_domains),
+        .has_public = atomic_load(&fs->has_public),
         .journal_seq = journal_flip(fs->journal, fs->txn),
     };
     /* A store that was closed in order has nothing to be done again. */
@@ -420,6 +422,7 @@ static void fs_free(struct fs *fs)
     if (fs->lock_fd >= 0)
         close(fs->lock_fd);
     pthread_rwlock_destroy(&fs->ns_lock);
+    pthread_mutex_destroy(&fs->index_lock);
     wbuf_free(&fs->meta_written);
     free(fs->store_path); /* realpath's */
     g_free(fs);
@@ -442,6 +445,7 @@ static struct fs *fs_new(const struct fs_config *config)
     pthread_rwlockattr_init(&attr);
     pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     pthread_rwlock_init(&fs->ns_lock, &attr);
+    pthread_mutex_init(&fs->index_lock, NULL);
     pthread_rwlockattr_destroy(&attr);
     return fs;
 }
@@ -491,6 +495,8 @@ int fs_open(const char *store_path, const struct fs_config *config, struct fs **
         fs->base_live = meta.chunks_live;
         fs->base_merges = meta.merges;
         atomic_init(&fs->inode_count, meta.inode_count);
+        atomic_init(&fs->has_domains, meta.domains);
+        atomic_init(&fs->has_public, meta.has_public);
         if (fs->opened_unclean)
             g_message("%s: not closed in order; going on from the last commit", fs->store_path);
         error = open_layers(fs, &meta, fresh, &left, err);

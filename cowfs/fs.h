@@ -5,8 +5,8 @@
  * Order of locks (an arrow means: may be taken while holding the former):
  *
  *   fs->ns_lock -> inode map_lock (ascending ino) -> transaction gate
- *     -> { inode attr_lock, node lock -> counts shard, inode cache lock,
- *          metadb overlay lock, segment locks }
+ *     -> { inode attr_lock, index_lock -> metadb overlay lock,
+ *          node lock -> counts shard, inode cache lock, segment locks }
  *
  *   fs->ns_lock   rwlock over all names: directory entries, parents, link
  *                 counts. Shared to look up and list, exclusive to change.
@@ -73,6 +73,10 @@ struct fs {
     struct journal *journal;   /* NULL: none */
     struct damage *damage;     /* chunks that are known to be wrong (damage.h) */
     atomic_bool reads_checked; /* chunks_read has more to do than to read */
+    /* Content may be recorded with a domain, and as public (domain.h); never unset. In the
+     * KEY_META record. */
+    atomic_bool has_domains, has_public;
+    pthread_mutex_t index_lock; /* who moves content between domains, or cleans the index */
     pthread_rwlock_t ns_lock;
     /* Durable counters, in the KEY_META record (meta.h). */
     atomic_uint_fast64_t inode_count;

@@ -33,6 +33,7 @@ enum fsck_kind {
     FSCK_RECORD_UNKNOWN,     /* a record of no known type */
     FSCK_META_MISSING,       /* the record of the store's counters is missing */
     FSCK_META_NEXT,          /* a number that is in use would be given out again */
+    FSCK_META_DOMAINS,       /* what one owner has could be shared with another */
     FSCK_META_COUNTERS,      /* totals of inodes, chunks or merges are wrong (for df) */
 
     /* Nodes of block maps */

@@ -2,8 +2,8 @@
 /*
  * fsck_index.c - the content index, and the bytes that it speaks of.
  *
- *   KEY_CHUNK_HASH   chunk -> hash: for each sealed chunk
- *   KEY_CONTENT      hash -> chunk: for one of those with the same hash, or none
+ *   KEY_CHUNK_HASH   chunk -> hash, domain: for each sealed chunk
+ *   KEY_CONTENT      both -> chunk: for one of those with the same, or none
  *   KEY_DEAD_SEALED  freed chunks whose two records are still there
  *
  * The index is a hint: whoever finds a chunk by it compares the bytes. So a
@@ -13,13 +13,13 @@
  */
 #include "cowfs/fsck_internal.h"
 
-#include "chunkstore/content_index.h"
+#include "cowfs/domain.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <unistd.h>
 
-enum { HASH_BYTES = sizeof(struct content_hash), READ_BYTES = 1 << 20 };
+enum { READ_BYTES = 1 << 20 };
 
 /* ---- freed chunks ---- */
 
@@ -137,7 +137,7 @@ static int fill_buffer(struct hash_walk *w, const struct fsck_segment *segment, 
 
 /* `alike`: how many sealed chunks there are from this one on. */
 static void check_bytes(struct hash_walk *w, const struct fsck_segment *segment, chunk_t chunk,
-                        unsigned alike, const uint8_t *hash)
+                        unsigned alike, const struct content_hash *hash)
 {
     struct fsck *f = w->f;
     uint32_t chunk_bytes = f->sb.chunk_bytes;
@@ -156,19 +156,32 @@ static void check_bytes(struct hash_walk *w, const struct fsck_segment *segment,
     const uint8_t *bytes = w->buffer + (chunk - w->buffer_first) * chunk_bytes;
     struct content_hash now = content_hash_xxh3(bytes, chunk_bytes, f->sb.hash_secret);
     f->report->checked_bytes += chunk_bytes;
-    if (memcmp(now.bytes, hash, HASH_BYTES) != 0)
+    if (memcmp(now.bytes, hash->bytes, sizeof(now.bytes)) != 0)
         fsck_found(f, FSCK_CHUNK_DATA, 1,
                    "segment %08" PRIx32 ", slot %" PRIu32
                    ": the bytes do not have the recorded hash",
                    segment->id, slot);
 }
 
+/* The record under the cursor. False: told that it is damaged. */
+static bool read_record(struct fsck *f, const struct cursor *c, struct content_record *out)
+{
+    if (content_record_decode(c->value, c->value_len, out) != 0) {
+        fsck_undecodable(f, c);
+        return false;
+    }
+    f->has_domains |= out->domain != DOMAIN_ROOT;
+    f->has_public |= out->domain == DOMAIN_PUBLIC;
+    return true;
+}
+
 /* The record under the cursor, of a chunk that nobody owns. */
 static void take_unowned(struct fsck *f, const struct cursor *c)
 {
-    if (c->value_len != HASH_BYTES)
-        fsck_undecodable(f, c);
-    else if (!fsck_is_dead(f, c->a))
+    struct content_record record;
+    if (!read_record(f, c, &record))
+        return;
+    if (!fsck_is_dead(f, c->a))
         fsck_found(f, FSCK_INDEX_STRAY, 1, "content hash of chunk %" PRIu64 ", which nobody owns",
                    c->a);
 }
@@ -187,16 +200,17 @@ static void take_owned(struct hash_walk *w, const struct fsck_segment *segment,
                        const struct counts_group *counts, unsigned i)
 {
     struct fsck *f = w->f;
-    if (w->c.value_len != HASH_BYTES) {
-        fsck_undecodable(f, &w->c);
-    } else if (!counts->sealed[i]) {
+    struct content_record record;
+    if (!read_record(f, &w->c, &record))
+        return;
+    if (!counts->sealed[i]) {
         fsck_found(f, FSCK_INDEX_UNSEALED, 1,
                    "content hash of chunk %" PRIu64 ", which is not sealed", w->c.a);
     } else if (f->options->check_data) {
         unsigned alike = 1;
         while (i + alike < COUNT_GROUP && counts->sealed[i + alike])
             alike++;
-        check_bytes(w, segment, w->c.a, alike, w->c.value);
+        check_bytes(w, segment, w->c.a, alike, &record.hash);
     }
 }
 
@@ -297,11 +311,13 @@ static int check_entry(struct fsck *f, const struct cursor *c)
     int error = fsck_get(f, KEY_CHUNK_HASH, chunk, &value);
     if (error)
         return error == -ENOENT ? judge_unhashed(f, c->a, chunk) : error;
-    if (value.len == HASH_BYTES && get_be64(value.data) != c->a)
+    struct content_record record;
+    if (content_record_decode(value.data, value.len, &record) == 0 &&
+        content_record_number(&record) != c->a)
         fsck_found(f, FSCK_INDEX_DISAGREES, 1,
                    "content hash %016" PRIx64 "... is of chunk %" PRIu64
-                   ", whose hash is %016" PRIx64 "...",
-                   c->a, chunk, get_be64(value.data));
+                   ", whose hash, with its domain, is %016" PRIx64 "...",
+                   c->a, chunk, content_record_number(&record));
     metadb_value_free(&value);
     return 0;
 }

@@ -324,6 +324,8 @@ struct fsck {
 
     uint64_t chunks_counted; /* with an owner, by the maps */
     uint64_t merges;         /* recorded */
+    bool has_domains;        /* content with a domain was met, */
+    bool has_public;         /* and such that is public */
     uint64_t highest_ino;
 };
 

@@ -55,6 +55,9 @@ void fsck_check_meta(struct fsck *f)
     /* Where inodes are missing, the total is the one that is right. */
     if (!f->report->count[FSCK_DIRENT_INODE_MISSING])
         check_total(f, "inodes", f->meta.inode_count, f->report->inodes, f->report->inodes);
+    if ((f->has_domains && !f->meta.domains) || (f->has_public && !f->meta.has_public))
+        fsck_found(f, FSCK_META_DOMAINS, 1,
+                   "there is content with a domain, which is not looked at");
     if (f->counts_unknown)
         return;
     check_total(f, "chunks with an owner", f->meta.chunks_live, f->report->chunks,

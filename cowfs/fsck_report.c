@@ -22,6 +22,7 @@ static const struct kind kinds[FSCK_KINDS] = {
     [FSCK_RECORD_UNKNOWN] = {"record-unknown", "records of no known type", false},
     [FSCK_META_MISSING] = {"meta-missing", "the store's counters are missing", false},
     [FSCK_META_NEXT] = {"meta-next", "numbers in use that would be given out again", false},
+    [FSCK_META_DOMAINS] = {"meta-domains", "domains of content that are not looked at", false},
     [FSCK_META_COUNTERS] = {"meta-counters", "wrong totals of the store", false},
 
     [FSCK_NODE_MISSING] = {"node-missing", "references to missing nodes", false},

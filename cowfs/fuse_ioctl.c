@@ -8,6 +8,7 @@
 #include "cowfs/caller.h"
 #include "cowfs/clone.h"
 #include "cowfs/delete.h"
+#include "cowfs/domain.h"
 #include "cowfs/flat.h"
 #include "cowfs/fuse_backing.h"
 #include "cowfs/fuse_ops.h"
@@ -391,6 +392,20 @@ static int do_scrub(struct call *c)
     return scrub_step(c->fs, c->io);
 }
 
+static int do_public(struct call *c)
+{
+    struct cowfs_ioc_public *io = c->io;
+    if (io->action != COWFS_PUBLIC_TELL) {
+        struct caller caller = caller_of(c);
+        if (c->mount->view || c->fs->config.read_only)
+            return -EROFS;
+        /* Who may make something public can find out who has it (domain.h). */
+        if (!caller_is_root(&caller) && (caller.uid == 0 || caller.uid != geteuid()))
+            return -EPERM;
+    }
+    return domain_public_range(c->fs, c->ino, io);
+}
+
 static int do_damage(struct call *c)
 {
     return scrub_file_damage(c->fs, c->ino, c->io);
@@ -435,6 +450,7 @@ static const struct handler {
     {COWFS_IOC_PACK, do_pack, true, true},
     {COWFS_IOC_SCRUB, do_scrub, false, false},
     {COWFS_IOC_DAMAGE, do_damage, false, true},
+    {COWFS_IOC_PUBLIC, do_public, false, true},
     {COWFS_IOC_DELETE, do_delete, true, false},
     {COWFS_IOC_CLONE_MANY, do_clone_many, true, false},
     {COWFS_IOC_UPGRADE, do_upgrade, false, true},

@@ -139,6 +139,28 @@ struct cowfs_ioc_seal {
 };
 
 /*
+ * On a regular file: whose sealing finds its content. Chunks from `offset` on, about `length`
+ * bytes at most; call again with offset = next until next == 0. EPERM for anything but TELL by
+ * others than root and whom the daemon runs as.
+ */
+enum {
+    COWFS_PUBLIC_TELL = 0, /* changes nothing */
+    COWFS_PUBLIC_ON = 1,   /* seals, and has every owner's sealing find the content it has now */
+    COWFS_PUBLIC_OFF = 2,  /* nobody but its owner's finds it any more */
+};
+struct cowfs_ioc_public {
+    uint32_t version;
+    uint32_t action;
+    uint64_t offset, length;
+    uint64_t next;         /* out: where to go on, 0 at the end */
+    uint64_t public_bytes; /* out: of the part looked at, public by now */
+    uint64_t changed;      /* out: of the part looked at, made so, or not so, by this call */
+    uint64_t unsealed;     /* out: of the part looked at, not found by anybody's sealing yet */
+    uint32_t domain;       /* out: the owner's, in which it is sealed */
+    uint32_t reserved;
+};
+
+/*
  * On a file opened for writing (else EBADF): lays it out flat, as one segment of its
  * own, chunks from `offset` on (0 to begin), about `length` bytes; call again with
  * offset = next until next == 0. EAGAIN: it was cloned or cut meanwhile: begin again
@@ -247,6 +269,7 @@ struct cowfs_ioc_upgrade {
 #define COWFS_IOC_CLONE_MANY _IOWR('c', 11, struct cowfs_ioc_clone_many)
 #define COWFS_IOC_DELETE _IOWR('c', 12, struct cowfs_ioc_delete)
 #define COWFS_IOC_UPGRADE _IOWR('c', 14, struct cowfs_ioc_upgrade)
+#define COWFS_IOC_PUBLIC _IOWR('c', 15, struct cowfs_ioc_public)
 #define COWFS_IOC_SCRUB _IOWR('c', 20, struct cowfs_ioc_scrub)
 #define COWFS_IOC_DAMAGE _IOWR('c', 21, struct cowfs_ioc_damage)
 

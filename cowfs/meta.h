@@ -15,6 +15,8 @@ struct meta {
     uint64_t inode_count;
     uint64_t chunks_live; /* chunks with an owner */
     uint64_t merges;      /* owners that came by deduplication */
+    bool domains;         /* records of content with a domain may exist (domain.h) */
+    bool has_public;      /* so may such of public content */
     uint64_t journal;     /* the redo journal in use (journal.h), 0: none */
     uint64_t journal_seq; /* up to here what is in it is in this commit, too */
 };

@@ -5,7 +5,7 @@
  */
 #include "cowfs/repair_internal.h"
 
-#include "cowfs/fs.h"
+#include "cowfs/domain.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -94,6 +94,7 @@ static bool is_sound(const struct fsck_report *report)
 
 struct totals {
     uint64_t inodes, chunks, merges, highest_node;
+    bool has_domains, has_public;
 };
 
 static void add_chunks(void *arg, uint32_t first, uint32_t n, struct count_info info)
@@ -125,6 +126,16 @@ static int count_all(struct repair *r, struct totals *t)
     while (!error && cursor_next(&c))
         error = counts_decode(c.value, c.value_len, add_chunks, t);
     status = cursor_close(&c);
+    error = error ? error : status;
+    cursor_open(&c, f, KEY_CHUNK_HASH);
+    while (!error && cursor_next(&c)) {
+        struct content_record record;
+        if (content_record_decode(c.value, c.value_len, &record) != 0)
+            continue;
+        t->has_domains |= record.domain != DOMAIN_ROOT;
+        t->has_public |= record.domain == DOMAIN_PUBLIC;
+    }
+    status = cursor_close(&c);
     repair_reader_free(f);
     return error ? error : status;
 }
@@ -155,6 +166,8 @@ static int repair_meta(struct repair *r)
         .inode_count = t.inodes,
         .chunks_live = t.chunks,
         .merges = t.merges,
+        .domains = old.domains || t.has_domains,
+        .has_public = old.has_public || t.has_public,
     };
     struct wbuf record = {0}, old_record = {0};
     meta_encode(&meta, &record);

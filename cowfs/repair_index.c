@@ -5,6 +5,8 @@
  */
 #include "cowfs/repair_internal.h"
 
+#include "chunkstore/content_index.h"
+
 #include <errno.h>
 #include <inttypes.h>
 
@@ -106,7 +108,9 @@ static int mend_content(struct index *x)
         struct metadb_value value = {0};
         chunk_t chunk = c.value_len == 8 ? get_be64(c.value) : 0;
         error = fsck_get(x->f, KEY_CHUNK_HASH, chunk, &value);
-        bool good = !error && value.len == 16 && get_be64(value.data) == c.a;
+        struct content_record record;
+        bool good = !error && content_record_decode(value.data, value.len, &record) == 0 &&
+                    content_record_number(&record) == c.a;
         metadb_value_free(&value);
         if (error == -ENOENT)
             error = 0;

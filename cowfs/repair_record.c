@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cowfs/repair_internal.h"
 
+#include "chunkstore/content_index.h"
+
 #include <errno.h>
 
 enum { DUMPED_BYTES = 4096, NAME_BYTES_MAX = 255, VALUE_BYTES_MAX = 65536 };
@@ -96,8 +98,10 @@ static uint64_t id_in(const uint8_t *key)
     }
 }
 
-static const char *what_is_wrong(const uint8_t *key, size_t key_len, size_t value_len)
+static const char *what_is_wrong(const uint8_t *key, size_t key_len, const uint8_t *value,
+                                 size_t value_len)
 {
+    struct content_record record;
     bool name;
     size_t bytes = key_len ? key_bytes(key[0], &name) : 0;
     if (bytes == 0)
@@ -110,7 +114,8 @@ static const char *what_is_wrong(const uint8_t *key, size_t key_len, size_t valu
     case KEY_CONTENT:
         return value_len == 8 ? NULL : "of a damaged content hash";
     case KEY_CHUNK_HASH:
-        return value_len == 16 ? NULL : "of a damaged content hash";
+        return content_record_decode(value, value_len, &record) == 0 ? NULL
+                                                                     : "of a damaged content hash";
     case KEY_XATTR:
         return value_len <= VALUE_BYTES_MAX ? NULL : "of a damaged attribute";
     default:
@@ -126,7 +131,7 @@ int repair_records(struct repair *r)
         size_t key_len, value_len;
         const uint8_t *key = metadb_iter_key(it, &key_len);
         const uint8_t *value = metadb_iter_value(it, &value_len);
-        const char *wrong = what_is_wrong(key, key_len, value_len);
+        const char *wrong = what_is_wrong(key, key_len, value, value_len);
         /* What only this one referred to is not a leak. */
         r->records_lost |= wrong && key_len >= 9 && id_in(key);
         if (wrong)

@@ -45,10 +45,10 @@ static int collect(struct batch *b)
             b->io->next = chunk;
             break;
         }
-        if (chunk == 0 || len != sizeof(b->items->hash.bytes))
+        struct content_record record;
+        if (chunk == 0 || content_record_decode(value, len, &record) != 0)
             continue; /* fsck's business */
-        b->items[b->count].chunk = chunk;
-        memcpy(b->items[b->count++].hash.bytes, value, len);
+        b->items[b->count++] = (struct item){.chunk = chunk, .hash = record.hash};
     }
     int error = metadb_iter_status(it);
     metadb_iter_free(it);

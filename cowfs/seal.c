@@ -5,7 +5,8 @@
  *   1. mark   under the file's lock, exclusively: chunks that are not sealed
  *             are marked as sealed. From here on nobody overwrites them.
  *   2. hash   without locks, in a read section (somebody may free them).
- *   3. compare with what the index has for that hash, byte for byte. An equal
+ *   3. compare with what the index has for that hash, byte for byte: in the domain
+ *             of the file's owner, then in the public one (domain.h). An equal
  *             that is alive and sealed when looked at inside the read section
  *             cannot change, and its slot is never used for anything else.
  *   4. share  under the file's lock, shared, and the leaf's: if the entry still
@@ -28,6 +29,7 @@
 #include "chunkstore/content_index.h"
 #include "cowfs/blockmap_internal.h"
 #include "cowfs/damage.h"
+#include "cowfs/domain.h"
 #include "cowfs/file_internal.h"
 
 #include <errno.h>
@@ -48,6 +50,7 @@ struct item {
 struct batch {
     struct fs *fs;
     struct inode *inode;
+    uint32_t domain; /* in which equals are looked for, as it was when the chunks were marked */
     bool keep_flat;
     struct item *items;
     struct content_query *queries; /* as many as items, and so are the entries */
@@ -84,6 +87,8 @@ static int mark(struct batch *b, uint64_t index, uint64_t limit, uint64_t *next)
     int error = 0;
     pthread_rwlock_wrlock(&b->inode->map_lock);
     txn_enter(fs->txn);
+    b->domain = domain_of(b->inode);
+    domain_note(fs, b->domain);
     uint64_t end = div_round_up_u64(b->inode->attr.size_bytes, fs->chunk_bytes);
     uint64_t looked = 0;
     while (index < end && looked < limit && b->count < b->max && !error) {
@@ -164,7 +169,8 @@ static bool is_own(const struct batch *b, chunk_t first, uint64_t n)
  * not found by their hashes, but follow one that was. Such a chunk may be on its way in
  * another batch, which may take its mark back (then it could be overwritten, and sealed
  * again). So a guess counts only if no other batch was under way from before the look at
- * the counts to its end; batches count themselves before they mark anything.
+ * the counts to its end; batches count themselves before they mark anything. And it may be of
+ * somebody else's content.
  */
 static int usable_run(struct batch *b, chunk_t first, uint32_t n, bool guessed, uint32_t *usable)
 {
@@ -179,6 +185,8 @@ static int usable_run(struct batch *b, chunk_t first, uint32_t n, bool guessed, 
     if (error || info.count == 0 || !info.sealed ||
         (guessed && atomic_load(&fs->seal_batches_begun) != begun))
         *usable = 0;
+    if (!error && guessed && *usable)
+        error = domain_visible_run(fs, b->domain, first, *usable, usable);
     return error;
 }
 
@@ -251,13 +259,26 @@ static int read_and_hash(struct batch *b)
 /* Looks up the hashes of `n` items from i on. */
 static int look_up(struct batch *b, unsigned i, unsigned n)
 {
+    struct fs *fs = b->fs;
     for (unsigned k = 0; k < n; k++)
-        b->queries[k].hash = &b->items[i + k].hash;
-    int error = content_index_find_many(b->fs->db, b->queries, n, METADB_ALL);
+        b->queries[k] = (struct content_query){.hash = &b->items[i + k].hash, .domain = b->domain};
+    int error = content_index_find_many(fs->db, b->queries, n, METADB_ALL);
+    unsigned absent = 0;
     for (unsigned k = 0; k < n && !error; k++) {
-        b->items[i + k].found = b->queries[k].found;
-        b->items[i + k].findable = b->queries[k].found == 0;
+        struct item *it = &b->items[i + k];
+        it->found = b->queries[k].found;
+        it->findable = it->found == 0;
+        if (it->found == 0)
+            b->queries[absent++] =
+                (struct content_query){.hash = &it->hash, .domain = DOMAIN_PUBLIC};
     }
+    if (error || absent == 0 || !atomic_load(&fs->has_public))
+        return error;
+    error = content_index_find_many(fs->db, b->queries, absent, METADB_ALL);
+    absent = 0;
+    for (unsigned k = 0; k < n && !error; k++)
+        if (b->items[i + k].found == 0)
+            b->items[i + k].found = b->queries[absent++].found;
     return error;
 }
 
@@ -293,7 +314,8 @@ static void look_again(struct batch *b)
     unsigned n = 0;
     for (unsigned i = 0; i < b->count; i++)
         if (b->items[i].findable)
-            b->queries[n++].hash = &b->items[i].hash;
+            b->queries[n++] =
+                (struct content_query){.hash = &b->items[i].hash, .domain = b->domain};
     if (content_index_find_many(fs->db, b->queries, n, METADB_UNCOMMITTED) != 0)
         return;
     n = 0;
@@ -358,7 +380,7 @@ static int share(struct batch *b, struct node *leaf, unsigned i, unsigned *n, ui
     if (it->sealed)
         return 0;
     b->entries[b->entry_count++] = (struct content_entry){
-        .hash = it->hash,
+        .content = {.hash = it->hash, .domain = b->domain},
         .chunk = it->chunk,
         .findable = it->findable,
     };

@@ -90,7 +90,9 @@ static void clean_index(struct sealer *s)
     bool more = true;
     while (more) {
         txn_enter(s->fs->txn);
+        pthread_mutex_lock(&s->fs->index_lock);
         int error = content_index_clean(s->fs->db, CLEAN_STEP, &more);
+        pthread_mutex_unlock(&s->fs->index_lock);
         txn_exit(s->fs->txn);
         if (error) {
             g_warning("content index: %s", g_strerror(-error));

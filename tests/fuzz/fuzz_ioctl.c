@@ -7,6 +7,7 @@
 #include "tests/fuzz/fuzz.h"
 
 #include "cowfs/clone.h"
+#include "cowfs/domain.h"
 #include "cowfs/file.h"
 #include "cowfs/names.h"
 #include "cowfs/scrub.h"
@@ -88,14 +89,25 @@ static int do_damage(uint64_t ino, void *arg)
     return error;
 }
 
+static int do_public(uint64_t ino, void *arg)
+{
+    struct cowfs_ioc_public *io = arg;
+    int error = domain_public_range(fs, ino, io);
+    FUZZ_ASSERT(error || io->next == 0 || io->next > io->offset);
+    FUZZ_ASSERT(error ||
+                io->changed <= (io->action == COWFS_PUBLIC_OFF ? UINT64_MAX : io->public_bytes));
+    return error;
+}
+
 static const struct {
     int (*fn)(uint64_t ino, void *io);
     size_t bytes;
 } calls[] = {
-    {do_clone, sizeof(struct cowfs_ioc_clone)}, {do_stat, sizeof(struct cowfs_ioc_stat)},
-    {do_du, sizeof(struct cowfs_ioc_du)},       {do_df, sizeof(struct cowfs_ioc_df)},
-    {do_seal, sizeof(struct cowfs_ioc_seal)},   {do_diff, sizeof(struct cowfs_ioc_diff)},
-    {do_scrub, sizeof(struct cowfs_ioc_scrub)}, {do_damage, sizeof(struct cowfs_ioc_damage)},
+    {do_clone, sizeof(struct cowfs_ioc_clone)},   {do_stat, sizeof(struct cowfs_ioc_stat)},
+    {do_du, sizeof(struct cowfs_ioc_du)},         {do_df, sizeof(struct cowfs_ioc_df)},
+    {do_seal, sizeof(struct cowfs_ioc_seal)},     {do_diff, sizeof(struct cowfs_ioc_diff)},
+    {do_scrub, sizeof(struct cowfs_ioc_scrub)},   {do_damage, sizeof(struct cowfs_ioc_damage)},
+    {do_public, sizeof(struct cowfs_ioc_public)},
 };
 
 static uint64_t make(uint64_t dir, const char *name, uint32_t mode)
