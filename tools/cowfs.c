@@ -32,6 +32,7 @@ static const struct command {
     {"du", "cowfs du", cmd_du, "what files and trees hold alone, and what they share"},
     {"df", "cowfs df", cmd_df, "the store as a whole"},
     {"seal", "cowfs seal", cmd_seal, "hash and deduplicate now"},
+    {"public", "cowfs public", cmd_public, "let files of all owners share content with these"},
     {"pack", "cowfs pack", cmd_pack, "lay files out flat, so that clones can share their pages"},
     {"diff", "cowfs diff", cmd_diff, "the byte ranges in which two files differ"},
     {"scrub", "cowfs scrub", cmd_scrub, "read all sealed data and tell what is damaged"},

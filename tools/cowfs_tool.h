@@ -31,6 +31,7 @@ int cmd_stat(int argc, char **argv);
 int cmd_du(int argc, char **argv);
 int cmd_df(int argc, char **argv);
 int cmd_seal(int argc, char **argv);
+int cmd_public(int argc, char **argv);
 int cmd_pack(int argc, char **argv);
 int cmd_diff(int argc, char **argv);
 int cmd_scrub(int argc, char **argv);

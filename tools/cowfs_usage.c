@@ -2,6 +2,7 @@
 /* cowfs_usage.c - cowfs stat, du and df. */
 #include "tools/cowfs_tool.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -13,7 +14,8 @@ static const char stat_help[] =
     "Shows what a file in a cowfs mount consists of: holes, chunks of its own, chunks that it\n"
     "shares with clones or with equal content elsewhere, chunks that are sealed (their content\n"
     "hash is known, so that equal content finds them); and whether this mount reads it past the\n"
-    "daemon (mount options passthrough, view), or why not.\n"
+    "daemon (mount options passthrough, view), or why not. Equal content finds each other among\n"
+    "the files of one owner, the domain, and what is public ('cowfs public').\n"
     "\n"
     "  -j, --json  exact figures in bytes\n"
     "  -h, --help  show this help\n"
@@ -147,6 +149,23 @@ static void set(json_t *object, const char *key, uint64_t value)
 
 /* ---- stat ---- */
 
+/* Whose sealing finds the content: a daemon of an older version does not know. */
+static int get_domain(int fd, json_t *o)
+{
+    struct cowfs_ioc_public io = {.action = COWFS_PUBLIC_TELL, .length = UINT64_C(64) << 20};
+    uint64_t public_bytes = 0;
+    do {
+        int error = tool_try_ioctl(fd, COWFS_IOC_PUBLIC, &io);
+        if (error)
+            return error == -ENOTTY ? 0 : error;
+        public_bytes += io.public_bytes;
+        io.offset = io.next;
+    } while (io.next);
+    set(o, "domain_uid", io.domain);
+    set(o, "public_bytes", public_bytes);
+    return 0;
+}
+
 static json_t *get_stat(const char *path)
 {
     struct cowfs_ioc_stat io = {0};
@@ -158,10 +177,15 @@ static json_t *get_stat(const char *path)
     if (!ok)
         tool_error("%s: is a directory ('cowfs du' is for trees)", path);
     ok = ok && tool_flush(fd, path) && tool_ioctl(fd, path, COWFS_IOC_STAT, &io);
-    close(fd);
-    if (!ok)
-        return NULL;
     json_t *o = path_object(path);
+    int error = ok ? get_domain(fd, o) : 0;
+    close(fd);
+    if (error)
+        tool_error("%s: %s", path, tool_ioctl_reason(error));
+    if (!ok || error) {
+        json_decref(o);
+        return NULL;
+    }
     set(o, "ino", io.ino);
     set(o, "size_bytes", io.size);
     set(o, "mapped_bytes", io.mapped);
@@ -201,6 +225,10 @@ static void print_stat(json_t *o)
     print_bytes(o, "  shared", "shared_bytes");
     print_bytes(o, "  sealed", "sealed_bytes");
     print_bytes(o, "  reserved", "reserved_bytes");
+    if (json_object_get(o, "domain_uid")) {
+        print_bytes(o, "  public", "public_bytes");
+        print_count(o, "domain (uid)", "domain_uid");
+    }
     print_count(o, "extents", "extents");
     print_count(o, "levels of the map", "levels");
     print_bytes(o, "chunk size", "chunk_bytes");
