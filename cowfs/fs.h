@@ -4,9 +4,9 @@
  *
  * Order of locks (an arrow means: may be taken while holding the former):
  *
- *   fs->ns_lock -> inode map_lock (ascending ino) -> transaction gate
- *     -> { inode attr_lock, index_lock -> metadb overlay lock,
- *          node lock -> counts shard, inode cache lock, segment locks }
+ *   fs->ns_lock -> inode map_lock (ascending ino) -> transaction gate -> index_lock
+ *     -> { inode attr_lock, node lock -> counts shard, inode cache lock,
+ *          metadb overlay lock, segment locks }
  *
  *   fs->ns_lock   rwlock over all names: directory entries, parents, link
  *                 counts. Shared to look up and list, exclusive to change.

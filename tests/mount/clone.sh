@@ -292,7 +292,7 @@ test_misuse() {
     expect 2 "$COWFS" nonsense
     assert_contains "$ERR" nonsense
     local command
-    for command in mount umount clone stat du df seal diff; do
+    for command in mount umount clone stat du df seal public diff; do
         expect 2 "$COWFS" "$command"
         assert_contains "$ERR" "cowfs $command: "
         expect 2 "$COWFS" "$command" --nonsense
@@ -309,7 +309,7 @@ test_misuse() {
     expect 0 "$COWFS" --version
     expect 2 "$COWFS" clone "$MNT/a"
     expect 2 "$COWFS" clone "$MNT/a" "$MNT/b" "$MNT/c"
-    for command in stat du seal; do
+    for command in stat du seal public; do
         expect 1 "$COWFS" "$command" "$MNT/none"
         assert_contains "$ERR" "$MNT/none: No such file"
         expect 1 "$COWFS" "$command" "$COWFS"
@@ -382,7 +382,7 @@ test_json() {
     make_vm "$MNT/vm"
     # Names that are hard to write down.
     cp "$MNT/vm/disk" "$MNT/"$'bad "name"\n\xff\t\\'
-    for command in stat seal du; do
+    for command in stat seal public du; do
         "$COWFS" "$command" --json "$MNT/"bad* >"$WORK/json"
         json . <"$WORK/json" >/dev/null
     done

@@ -5,6 +5,8 @@
  */
 #include "tests/unit/fsck_expect.h"
 
+#include "chunkstore/content_index.h"
+
 #include <stdlib.h>
 
 /* ---- records, the store's counters ---- */
@@ -340,6 +342,56 @@ static void delete_both_hashes(struct fsck_store *s)
     record_delete(s, KEY_CHUNK_HASH, chunk);
 }
 
+/* Another owner's, which is right by itself: the store does not know that there are such. */
+static struct content_record put_in_domain(struct fsck_store *s, chunk_t chunk, uint32_t domain)
+{
+    uint8_t value[CONTENT_RECORD_BYTES_MAX];
+    struct content_record record;
+    struct metadb_value old = record_get(s, KEY_CHUNK_HASH, chunk);
+    ck_assert_int_eq(content_record_decode(old.data, old.len, &record), 0);
+    metadb_value_free(&old);
+    record.domain = domain;
+    memcpy(value, record.hash.bytes, sizeof(record.hash.bytes));
+    put_be32(value + sizeof(record.hash.bytes), domain);
+    record_put(s, KEY_CHUNK_HASH, chunk, value, sizeof(value));
+    return record;
+}
+
+static void unknown_domain(struct fsck_store *s)
+{
+    chunk_t chunk = chunk_at(s, s->s1, 5);
+    record_delete(s, KEY_CONTENT, short_hash_of(s, chunk));
+    struct content_record record = put_in_domain(s, chunk, 1000);
+    put_content(s, content_record_number(&record), chunk);
+}
+
+static void public_domain(struct fsck_store *s)
+{
+    struct meta meta = meta_record(s);
+    meta.domains = true;
+    meta_record_put(s, &meta);
+    chunk_t chunk = chunk_at(s, s->s1, 5);
+    record_delete(s, KEY_CONTENT, short_hash_of(s, chunk));
+    put_in_domain(s, chunk, UINT32_MAX);
+}
+
+/* Found in a domain that is not its own. */
+static void wrong_domain(struct fsck_store *s)
+{
+    struct meta meta = meta_record(s);
+    meta.domains = true;
+    meta_record_put(s, &meta);
+    put_in_domain(s, chunk_at(s, s->s1, 5), 1000);
+}
+
+static void spoil_domain(struct fsck_store *s)
+{
+    static const uint8_t value[18] = {1};
+    chunk_t chunk = chunk_at(s, s->s1, 5);
+    record_delete(s, KEY_CONTENT, short_hash_of(s, chunk));
+    record_put(s, KEY_CHUNK_HASH, chunk, value, sizeof(value));
+}
+
 static void free_living(struct fsck_store *s)
 {
     record_put(s, KEY_DEAD_SEALED, chunk_at(s, s->s1, 5), "\x02", 1);
@@ -426,6 +478,10 @@ static const struct damage damages[] = {
     DAMAGE(spoil_dead, 1, FSCK_RECORD_UNDECODABLE),
     DAMAGE(delete_meta, 1, FSCK_META_MISSING),
     DAMAGE(lower_next_ino, 1, FSCK_META_NEXT),
+    DAMAGE(unknown_domain, 1, FSCK_META_DOMAINS),
+    DAMAGE(public_domain, 1, FSCK_META_DOMAINS),
+    DAMAGE(wrong_domain, 1, FSCK_INDEX_DISAGREES),
+    DAMAGE(spoil_domain, 1, FSCK_RECORD_UNDECODABLE),
     DAMAGE(lower_next_node, 1, FSCK_META_NEXT),
     DAMAGE(change_totals, 3, FSCK_META_COUNTERS),
     DAMAGE(delete_leaf, 2, FSCK_NODE_MISSING),

@@ -132,12 +132,16 @@ START_TEST(the_meta_record_comes_back_as_it_was)
                         .next_node_id = 2,
                         .inode_count = 3,
                         .chunks_live = 1 << 20,
+                        .domains = _i,
+                        .has_public = !_i,
                         .merges = 5};
     struct meta back;
     struct wbuf record = {0};
     meta_encode(&meta, &record);
     ck_assert_int_eq(meta_decode(record.data, record.len, &back), 0);
     ck_assert_int_eq(meta.clean, back.clean);
+    ck_assert_int_eq(meta.domains, back.domains);
+    ck_assert_int_eq(meta.has_public, back.has_public);
     ck_assert_uint_eq(meta.next_ino, back.next_ino);
     ck_assert_uint_eq(meta.next_node_id, back.next_node_id);
     ck_assert_uint_eq(meta.inode_count, back.inode_count);
