@@ -18,6 +18,7 @@
  * At the end fsck must be content, and an empty store empty.
  */
 #include "cowfs/clone.h"
+#include "cowfs/domain.h"
 #include "cowfs/file.h"
 #include "cowfs/names.h"
 #include "tests/model/lib/compare.h"
@@ -65,11 +66,17 @@ static struct inode *look_up(uint64_t dir, const char *name)
     return inode;
 }
 
+static struct inode *create_of(uint32_t uid, uint64_t dir, const char *name, uint32_t mode)
+{
+    struct caller caller = {.uid = uid, .umask = 022};
+    struct inode *inode;
+    must(names_create(fs, dir, name, mode, 0, NULL, &caller, &inode), name);
+    return inode;
+}
+
 static struct inode *create(uint64_t dir, const char *name, uint32_t mode)
 {
-    struct inode *inode;
-    must(names_create(fs, dir, name, mode, 0, NULL, &root_caller, &inode), name);
-    return inode;
+    return create_of(0, dir, name, mode);
 }
 
 /* ---- stamps ---- */
@@ -377,7 +384,7 @@ static void *own_main(void *arg)
 {
     struct own o = {.rng = rng_of(seed, (uintptr_t)arg), .content = sparse_new()};
     snprintf(o.name, sizeof(o.name), "own-%" PRIu64, (uint64_t)(uintptr_t)arg);
-    o.inode = create(ROOT_INO, o.name, S_IFREG | 0600);
+    o.inode = create_of((uint32_t)rng_below(&o.rng, 3), ROOT_INO, o.name, S_IFREG | 0600);
     while (!atomic_load(&stop)) {
         unsigned what = (unsigned)rng_below(&o.rng, 20);
         if (what < 12)
@@ -416,7 +423,15 @@ static void *seal_main(void *arg)
             continue;
         io.offset = rng_below(&rng, OWN_MAX);
         io.length = rng_below(&rng, OWN_MAX / 4);
-        must(seal_range(fs, inode->ino, &io), "seal");
+        struct cowfs_ioc_public public = {
+            .action = (uint32_t)rng_below(&rng, COWFS_PUBLIC_OFF + 1),
+            .offset = io.offset,
+            .length = io.length,
+        };
+        if (rng_percent(&rng, 70))
+            must(seal_range(fs, inode->ino, &io), "seal");
+        else
+            must(domain_public_range(fs, inode->ino, &public), "public");
         inode_put(inode);
     }
     return NULL;

@@ -6,6 +6,7 @@
 #include "tests/model/lib/ops.h"
 
 #include "cowfs/clone.h"
+#include "cowfs/domain.h"
 #include "cowfs/file.h"
 #include "cowfs/flat.h"
 #include "cowfs/names.h"
@@ -257,16 +258,17 @@ static void check_whole(struct op *op, const struct slot *s)
 
 static void op_create(struct op *op)
 {
+    /* Of several owners, each with a domain of his own (domain.h). */
+    static const uint32_t owners[] = {0, 0, 1000, 1001};
+    struct caller caller = {.uid = owners[rng_below(&op->rng, G_N_ELEMENTS(owners))], .umask = 022};
     struct slot *s = choose_empty(op);
     if (!s)
         return;
-    say(op, "create %s", s->name);
+    say(op, "create %s, of %u", s->name, caller.uid);
     if (op->fs) {
         struct inode *inode;
-        expect(
-            s,
-            names_create(op->fs, ROOT_INO, s->name, S_IFREG | 0644, 0, NULL, &root_caller, &inode),
-            0, "create");
+        expect(s, names_create(op->fs, ROOT_INO, s->name, S_IFREG | 0644, 0, NULL, &caller, &inode),
+               0, "create");
         inode_put(inode);
     }
     s->content = sparse_new();
@@ -572,6 +574,34 @@ static void op_seal(struct op *op)
     check_whole(op, s);
 }
 
+/* Public, or not any more; all of it, or a part. */
+static void op_public(struct op *op)
+{
+    struct slot *s = choose_file(op);
+    if (!s)
+        return;
+    bool all = rng_percent(&op->rng, 60);
+    struct cowfs_ioc_public io = {
+        .action = rng_percent(&op->rng, 65) ? COWFS_PUBLIC_ON : COWFS_PUBLIC_OFF,
+        .offset = all ? 0 : choose_offset(op, s->content->size),
+        .length = 1 + rng_below(&op->rng, NEAR),
+    };
+    say(op, "%s %s from %" PRIu64 "%s", io.action == COWFS_PUBLIC_ON ? "public" : "not public",
+        s->name, (uint64_t)io.offset, all ? ", all of it" : "");
+    if (!op->fs)
+        return;
+    struct inode *inode = open_file(op, s);
+    do {
+        expect(s, domain_public_range(op->fs, inode->ino, &io), 0, "public");
+        if (io.next && io.next <= io.offset)
+            fail("%s: public does not get on: %" PRIu64 " after %" PRIu64, s->name,
+                 (uint64_t)io.next, (uint64_t)io.offset);
+        io.offset = io.next;
+    } while (all && io.next);
+    inode_put(inode);
+    check_whole(op, s);
+}
+
 /* All of it, or broken off after a part. */
 static void op_pack(struct op *op)
 {
@@ -698,7 +728,7 @@ static const struct {
 } table[] = {
     {op_write, 34},  {op_copy, 14},  {op_fallocate, 12},  {op_truncate, 9}, {op_clone, 7},
     {op_outlive, 4}, {op_create, 4}, {op_unlink, 5},      {op_seal, 4},     {op_diff, 2},
-    {op_usage, 2},   {op_check, 4},  {op_commit_told, 3}, {op_pack, 4},
+    {op_usage, 2},   {op_check, 4},  {op_commit_told, 3}, {op_pack, 4},     {op_public, 3},
 };
 
 /* Data must not grow for ever: the test would become slow. */
