@@ -170,8 +170,10 @@ int segment_record_know(struct segments *s, const struct segment_known *known, s
     if (cursor > atomic_load(&seg->cursor))
         atomic_store(&seg->cursor, cursor);
     seg->cursor_at_open = atomic_load(&seg->cursor);
-    /* Slots below may have been written and never mapped. */
-    atomic_store(&seg->unowned, true);
+    /* Slots below may have been written and never mapped. What lies behind is cut off: a home that
+     * was begun and never filled is not looked through, and would be flagged for good. */
+    if (seg->cursor_at_open > 0)
+        atomic_store(&seg->unowned, true);
     segment_mark_changed(s, seg);
     segment_mark_unsynced(s, seg);
     return 0;
