@@ -8,6 +8,7 @@
  */
 #include "cowfs/file.h"
 #include "cowfs/flat.h"
+#include "cowfs/fuse_early.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/journal.h"
 #include "cowfs/names.h"
@@ -54,8 +55,12 @@ void mount_close(struct mount *m, uint64_t ino, uint64_t fh)
 static void reply_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     struct mount *m = mount_of(req);
-    if (fuse_reply_open(req, fi) != 0)
+    struct early *early = fi->flags & O_TRUNC ? m->service->early : NULL;
+    early_opened(early, ino);
+    if (fuse_reply_open(req, fi) != 0) {
+        early_closed(early, ino);
         mount_close(m, ino, fi->fh);
+    }
 }
 
 static void open_for_reading(struct waiting *w, int error)
@@ -175,7 +180,9 @@ static void reply_created(fuse_req_t req, struct inode *inode, struct fuse_file_
         g_assert_not_reached();
     set_cached(m, fi, OPEN_WRITER);
     mount_fill_entry(m, inode, &entry);
+    early_opened(m->service->early, inode->ino);
     if (fuse_reply_create(req, &entry, fi) != 0) {
+        early_closed(m->service->early, inode->ino);
         mount_close(m, inode->ino, fi->fh);
         mount_forget(m, inode->ino, 1);
     }
@@ -235,6 +242,10 @@ void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fuse_file
 
 void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    mount_close(mount_of(req), ino, fi->fh);
+    struct mount *m = mount_of(req);
+    mount_close(m, ino, fi->fh);
+    /* Of another handle, perhaps: then nobody looks after the file any more, and that is all. */
+    if ((fi->flags & O_ACCMODE) != O_RDONLY)
+        early_closed(m->service->early, ino);
     fuse_reply_err(req, 0);
 }

@@ -40,6 +40,7 @@
 #define FUSE_TIMEOUT_S (365.0 * 86400.0)
 
 struct token_table;
+struct early;
 struct handover;
 struct journal_completion;
 struct seeker;
@@ -50,7 +51,8 @@ struct notifier;
 struct service {
     struct fs *fs;
     struct token_table *tokens;
-    int upgrade_fd; /* eventfd: the installed program shall go on (fuse_upgrade.c) */
+    struct early *early; /* or NULL */
+    int upgrade_fd;      /* eventfd: the installed program shall go on (fuse_upgrade.c) */
     /* All three NULL if no mount has passthrough: then nobody counts. */
     struct backings *backings;
     struct opens *opens;

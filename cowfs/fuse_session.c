@@ -12,6 +12,7 @@
  */
 #include "cowfs/fuse_session.h"
 #include "cowfs/fuse_backing.h"
+#include "cowfs/fuse_early.h"
 #include "cowfs/fuse_guard.h"
 #include "cowfs/fuse_loop.h"
 #include "cowfs/fuse_mount.h"
@@ -96,6 +97,7 @@ static void serve(struct session *s)
 {
     const struct fuse_mount_config *config = s->config;
     guard_watch(s->guard, s->main.dev);
+    early_watch(s->service.early, s->main.dev);
     if (config->handover)
         handover_send(HANDOVER_CONTROL_FD, HANDOVER_READY, NULL, s->service.fs->lock_fd);
     if (config->ready)
@@ -248,6 +250,8 @@ static int run(struct session *s, struct errmsg *err)
     error = service_start(s, fs, err);
     if (!error)
         error = serve_mounts(s, err);
+    early_stop(s->service.early);
+    s->service.early = NULL;
     guard_stop(s->guard);
     s->guard = NULL;
     service_stop(&s->service);
@@ -261,6 +265,14 @@ static int run(struct session *s, struct errmsg *err)
     return error;
 }
 
+/* Its opens would count with passthrough or a view; and under a supervisor it would have to find
+ * the next daemon. */
+static bool may_write_early(const struct fuse_mount_config *config)
+{
+    return config->main.writeback && !config->fs.read_only && !config->view.path &&
+           !config->handover && geteuid() == 0;
+}
+
 int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err)
 {
     struct session s = {.config = config, .service = {.upgrade_fd = -1}};
@@ -269,12 +281,15 @@ int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err)
      * kernel for what only we can do (fuse_flush.h). */
     if (!config->handover)
         s.guard = guard_start();
+    if (may_write_early(config))
+        s.service.early = early_start(config->main.path);
     s.signal_fd = signals_to_fd();
     int error;
     if (s.signal_fd < 0)
         error = errmsg_set(err, -errno, "signalfd: %s", g_strerror(errno));
     else
         error = run(&s, err);
+    early_stop(s.service.early);
     guard_stop(s.guard);
     if (s.signal_fd >= 0)
         close(s.signal_fd);
