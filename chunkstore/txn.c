@@ -40,6 +40,7 @@ struct txn {
 
     pthread_mutex_t commit_lock;        /* held by the one who commits */
     atomic_uint_fast64_t flips;         /* flips done (under commit_lock) */
+    atomic_uint_fast64_t synced_flips;  /* flips whose data is durable (under commit_lock) */
     atomic_uint_fast64_t durable_flips; /* flips whose commit is durable (under commit_lock) */
     pthread_mutex_t sync_lock;          /* held by the one who syncs the segments */
     atomic_uint_fast64_t syncs;         /* begun (under sync_lock) */
@@ -228,8 +229,10 @@ static bool wants_reclaim(struct txn *t)
 static int make_durable(struct txn *t)
 {
     int error = sync_segments(t);
-    if (!error)
-        error = metadb_commit(t->db);
+    if (error)
+        return error;
+    atomic_store(&t->synced_flips, atomic_load(&t->flips));
+    error = metadb_commit(t->db);
     if (error)
         return error;
     atomic_store(&t->durable_flips, atomic_load(&t->flips));
@@ -412,4 +415,13 @@ int txn_error(struct txn *t)
 uint64_t txn_commits(struct txn *t)
 {
     return atomic_load(&t->durable_flips);
+}
+
+struct txn_progress txn_progress(struct txn *t)
+{
+    struct txn_progress p;
+    p.begun = atomic_load(&t->flips);
+    p.synced = atomic_load(&t->synced_flips);
+    p.durable = atomic_load(&t->durable_flips);
+    return p;
 }

@@ -93,5 +93,12 @@ void txn_wait_reclaim(struct txn *t);
 int txn_error(struct txn *t);
 /* Number of durable commits so far. */
 uint64_t txn_commits(struct txn *t);
+/* How far commits have come, for tests: so many have flipped, of so many the data is durable,
+ * so many are durable. Read in that order: one that seems to be under way was so at some
+ * moment of the call. */
+struct txn_progress {
+    uint64_t begun, synced, durable;
+};
+struct txn_progress txn_progress(struct txn *t);
 
 #endif

@@ -4,6 +4,7 @@
 #include "cowfs/names.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <string.h>
 
@@ -39,6 +40,18 @@ static void get(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
     g_free(buffer);
 }
 
+/* For tests/mount/powercut.sh: how far commits have come. */
+static void get_commits(fuse_req_t req, size_t size)
+{
+    struct txn_progress p = txn_progress(mount_of(req)->fs->txn);
+    g_autofree char *text =
+        g_strdup_printf("%" PRIu64 " %" PRIu64 " %" PRIu64, p.begun, p.synced, p.durable);
+    if (size < strlen(text))
+        fuse_reply_err(req, ERANGE);
+    else
+        fuse_reply_buf(req, text, strlen(text));
+}
+
 void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
     /* For tests/mount/supervise.sh: a request that kills each daemon; and one that lets the next
@@ -47,6 +60,10 @@ void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
         raise(SIGSEGV);
     if (mount_of(req)->debug_faults && strcmp(name, "user.cowfs-die") == 0)
         atomic_store(&mount_of(req)->debug_die, true);
+    if (mount_of(req)->debug_faults && strcmp(name, "user.cowfs-commits") == 0) {
+        get_commits(req, size);
+        return;
+    }
     get(req, ino, name, size);
 }
 
