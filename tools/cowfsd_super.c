@@ -18,6 +18,7 @@
 #include "cowfs/handover.h"
 #include "cowfs/journal.h"
 #include "tools/cowfs_tool.h"
+#include "tools/cowfsd_hurry.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -41,6 +42,10 @@ enum {
     CRASHES_MAX = 20,
     SHORT_LIFE_MS = 5000,
     EXEC_FAILED = 127,
+    /* How long a daemon goes before all else: at most, and what is left of it when it serves, for
+     * those who have waited. */
+    HURRY_MS = 1000,
+    HURRY_SERVING_MS = 50,
 };
 static const int delays_ms[FAILURES_MAX] = {0, 50, 200, 1000, 3000};
 
@@ -57,9 +62,10 @@ struct supervisor {
     pid_t daemon;   /* 0: there is none just now */
     pid_t flusher;
     int64_t started_us;
-    bool served;   /* a daemon has been ready: not FIRST any more */
-    bool ready;    /* this daemon has */
-    bool in_order; /* this daemon ends because it shall */
+    struct hurry hurry; /* the daemon's */
+    bool served;        /* a daemon has been ready: not FIRST any more */
+    bool ready;         /* this daemon has */
+    bool in_order;      /* this daemon ends because it shall */
     int end_signal;
     unsigned failures, crashes;
     char *reason;  /* why the daemon failed, in its own words */
@@ -88,7 +94,7 @@ static void place_descriptors(const int from[HANDOVER_FD_END])
 }
 
 __attribute__((noreturn)) static void become_daemon(const struct supervisor *s, int control_fd,
-                                                    bool saved)
+                                                    bool saved, bool hurry)
 {
     static const int high = 3 * HANDOVER_FD_END;
     int from[HANDOVER_FD_END];
@@ -104,6 +110,8 @@ __attribute__((noreturn)) static void become_daemon(const struct supervisor *s, 
     int saved_fd = fcntl(s->saved_fd, F_DUPFD, high);
     /* A Ctrl-C is for the supervisor, which passes it on once. */
     setpgid(0, 0);
+    if (hurry)
+        hurry_begin();
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     place_descriptors(from);
@@ -133,9 +141,10 @@ static void start_daemon(struct supervisor *s)
         return;
     }
     replace_fd(&s->tried_fd, saved ? -1 : open(s->program, O_PATH | O_CLOEXEC));
+    bool hurry = s->served && hurry_allow(&s->hurry, HURRY_MS);
     pid_t pid = fork();
     if (pid == 0)
-        become_daemon(s, pair[1], saved);
+        become_daemon(s, pair[1], saved, hurry);
     close(pair[1]);
     if (pid < 0) {
         close(pair[0]);
@@ -156,6 +165,7 @@ static void on_ready(struct supervisor *s, int fd)
         replace_fd(&s->saved_fd, s->tried_fd);
         s->tried_fd = -1;
     }
+    hurry_ends_in(&s->hurry, HURRY_SERVING_MS);
     if (s->served) {
         g_message("%s: process %d goes on, after %.0f ms", s->config->point.path, (int)s->daemon,
                   (double)(g_get_monotonic_time() - s->started_us) / 1e3);
@@ -246,6 +256,7 @@ static void on_death(struct supervisor *s, int status)
     replace_fd(&s->control_fd, -1);
     pid_t pid = s->daemon;
     s->daemon = 0;
+    hurry_look(&s->hurry, 0);
     if (upgrade) {
         s->state->death_signal = 0;
         g_message("%s: process %d has handed over", s->config->point.path, (int)pid);
@@ -325,6 +336,8 @@ static void run(struct supervisor *s)
             start_daemon(s);
             continue;
         }
+        if (wait_ms < 0)
+            wait_ms = hurry_look(&s->hurry, s->daemon);
         struct pollfd fds[] = {
             {.fd = s->signal_fd, .events = POLLIN},
             {.fd = s->control_fd, .events = POLLIN},

@@ -174,6 +174,15 @@ static inline int clone_to(int source, int dir, const char *name)
     return ioctl(dir, COWFS_IOC_CLONE, &clone) == 0 ? 0 : -errno;
 }
 
+/* The same where daemons may die: a token is good for one of them. */
+static inline int clone_with_any(int source, int dir, const char *name)
+{
+    int error;
+    while ((error = clone_to(source, dir, name)) == -ESTALE)
+        ;
+    return error;
+}
+
 /* Programs of many small cases: PROGRAM CASE DIRECTORY, with DIRECTORY empty,
  * and open as `dir`. */
 struct mount_case {

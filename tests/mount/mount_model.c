@@ -369,10 +369,10 @@ static void op_clone(struct file *a, struct file *b, uint64_t *rng)
     struct file old = *b;
     if (rng_below(rng, 2)) {
         SYS(unlinkat(dir, b->name, 0));
-        int error = clone_to(a->fd, dir, b->name);
+        int error = clone_with_any(a->fd, dir, b->name);
         CHECK(error == 0, "clone of %s to %s: %s", a->name, b->name, strerror(-error));
     } else {
-        int error = clone_to(a->fd, dir, "new");
+        int error = clone_with_any(a->fd, dir, "new");
         CHECK(error == 0 || error == -EEXIST, "clone of %s: %s", a->name, strerror(-error));
         if (error) /* another thread is using that name */
             return;
@@ -432,21 +432,30 @@ static void op_copy(struct file *a, struct file *b, uint64_t *rng)
         model_write(b, to, bytes, length);
 }
 
+static void ask_diff(int a, int b, struct cowfs_ioc_diff *diff)
+{
+    struct cowfs_ioc_token token = {.version = COWFS_IOCTL_VERSION};
+    int error;
+    do {
+        SYS(ioctl(b, COWFS_IOC_TOKEN, &token));
+        memcpy(diff->token, token.token, sizeof(diff->token));
+        error = ioctl(a, COWFS_IOC_DIFF, diff) == 0 ? 0 : errno;
+    } while (error == ESTALE); /* the token's daemon has died */
+    CHECK(error == 0, "diff: %s", strerror(error));
+}
+
 /* Maps that are told to be equal are; others need not be different. */
 static void op_diff(struct file *a, struct file *b)
 {
     if (a->base != b->base)
         return;
-    struct cowfs_ioc_token token = {.version = COWFS_IOCTL_VERSION};
     struct cowfs_ioc_diff diff = {.version = COWFS_IOCTL_VERSION};
     size_t known = 0, common = a->size < b->size ? a->size : b->size;
     note(a, "diff %s", b->name);
     SYS(sync_file_range(a->fd, 0, 0, 7));
     SYS(sync_file_range(b->fd, 0, 0, 7));
-    SYS(ioctl(b->fd, COWFS_IOC_TOKEN, &token));
-    memcpy(diff.token, token.token, sizeof(diff.token));
     do {
-        SYS(ioctl(a->fd, COWFS_IOC_DIFF, &diff));
+        ask_diff(a->fd, b->fd, &diff);
         for (uint32_t i = 0; i < diff.count; i++) {
             uint64_t from = diff.range[i].offset < a->base ? 0 : diff.range[i].offset - a->base;
             uint64_t end = diff.range[i].offset + diff.range[i].length;

@@ -3,6 +3,7 @@
 # see a pause, no error, nothing lost and nothing done twice.
 #
 #   COWFS_TEST_KILLS   how often the daemon is killed under load (default 20)
+#   COWFS_TEST_REPORT  a file that gets what the load says: kills, errors, pauses
 # shellcheck source=../../scripts/lib/testlib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib/testlib.sh"
 
@@ -23,11 +24,44 @@ why_not_here() {
         echo "resuming a mount needs Linux 6.9"
 }
 
+# Once more and again, until the file is there.
+until_stopped() {
+    while [ ! -e "$WORK/stop" ]; do
+        "$@" || return 1
+    done
+}
+fio_round() {
+    local name=$1
+    shift
+    fio --name="$name" --directory="$MNT/fio" --size=16m --io_size=24m --rw=randrw --verify=crc32c \
+        --verify_fatal=1 --output="$WORK/$name.out" "$@" || fail "fio $*: $(cat "$WORK/$name.out")"
+}
+model_round() {
+    "$HELPERS/mount_model" "$MNT/model" --seed "$RANDOM" --ops 500 --threads 2
+    rm "$MNT"/model/*
+}
+
+# What knows each byte that it must read, all at once: the jobs of mount_torture (among them
+# shared mappings), fio, the model test.
 test_kills_under_load() {
-    mount_up supervise
+    local pids=() pid
+    need_tool fio
+    mount_up "supervise${COWFS_TEST_OPTIONS:+,$COWFS_TEST_OPTIONS}"
+    mkdir "$MNT/fio" "$MNT/model"
+    until_stopped fio_round direct --ioengine=libaio --direct=1 --iodepth=16 --bsrange=4k-64k &
+    pids+=($!)
+    until_stopped fio_round mapped --ioengine=mmap --bs=4k &
+    pids+=($!)
+    until_stopped model_round &
+    pids+=($!)
     "$HELPERS/mount_torture" "$MNT" "${COWFS_TEST_KILLS:-20}" "${COWFS_TEST_BETWEEN_MS:-300}" \
-        ${COWFS_TEST_SEED:+"$COWFS_TEST_SEED"}
+        ${COWFS_TEST_SEED:+"$COWFS_TEST_SEED"} | tee -a "${COWFS_TEST_REPORT:-/dev/null}"
+    : >"$WORK/stop"
+    for pid in "${pids[@]}"; do
+        wait "$pid" || fail "one of those who verify has failed"
+    done
     mount_down
+    echo "fio, the model test and fsck: no error" >>"${COWFS_TEST_REPORT:-/dev/null}"
 }
 
 test_segv() {
