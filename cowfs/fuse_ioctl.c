@@ -11,14 +11,18 @@
 #include "cowfs/domain.h"
 #include "cowfs/flat.h"
 #include "cowfs/fuse_backing.h"
+#include "cowfs/fuse_loop.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/fuse_pool.h"
+#include "cowfs/handover.h"
 #include "cowfs/journal.h"
 #include "cowfs/opens.h"
 #include "cowfs/reap.h"
 #include "cowfs/scrub.h"
 
 #include <errno.h>
+#include <linux/fuse.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -45,6 +49,7 @@ struct call {
     bool done_before;
     struct journal_completion before;
     uint64_t unique; /* journal_request_begin */
+    bool resent;     /* fuse_loop_is_resent */
     gid_t groups[CALLER_GROUPS_MAX];
 };
 
@@ -456,6 +461,7 @@ static const struct handler {
     {COWFS_IOC_UPGRADE, do_upgrade, false, true},
 };
 
+_Static_assert((int)COSTLY_AT_ONCE <= (int)HANDOVER_JOBS, "each needs a slot");
 _Static_assert(sizeof(gid_t) == sizeof(uint32_t), "struct caller takes the list as it is");
 /* The size has 14 bits in a command. */
 _Static_assert(sizeof(struct cowfs_ioc_diff) < 1 << _IOC_SIZEBITS, "too large for an ioctl");
@@ -470,17 +476,13 @@ static const struct handler *find_handler(unsigned command)
     return NULL;
 }
 
-static void run_call(struct fuse_job *job)
+static void run_call(struct call *call)
 {
-    struct call *call = (struct call *)job;
-    bool other_thread = journal_request_current() != call->unique;
-    if (other_thread)
-        journal_request_begin(call->unique);
+    if (call->mount->debug_du_faults && call->handler->command == COWFS_IOC_DU)
+        raise(SIGSEGV);
     int error = call->handler->fn(call);
     if (!error && !call->handed_over)
         mount_debug_die(call->req);
-    if (other_thread)
-        journal_request_end();
     if (call->handed_over) {
         g_free(call);
         return;
@@ -493,9 +495,46 @@ static void run_call(struct fuse_job *job)
     g_free(call);
 }
 
+static void refuse_call(struct call *call)
+{
+    fuse_reply_err(call->req, EIO);
+    g_free(call->io);
+    g_free(call);
+}
+
+/* In a thread of the pool, which serves the request from here on. */
+static void run_job(struct fuse_job *job)
+{
+    struct call *call = (struct call *)job;
+    struct handover *h = call->mount->handover;
+    unsigned slot = 0;
+    bool go_on = !h || handover_job_begin(h, call->unique, FUSE_IOCTL, call->resent, &slot);
+    journal_request_begin(call->unique);
+    if (go_on)
+        run_call(call);
+    else
+        refuse_call(call);
+    journal_request_end();
+    if (h)
+        handover_request_end(h, slot);
+}
+
 struct fuse_pool *ioctl_pool_new(void)
 {
-    return fuse_pool_new(COSTLY_AT_ONCE, run_call);
+    return fuse_pool_new(COSTLY_AT_ONCE, run_job);
+}
+
+/* Whether it goes there: what takes long, of plain users. */
+static bool gave_to_pool(struct call *call)
+{
+    if (!call->handler->costly || fuse_req_ctx(call->req)->uid == 0)
+        return false;
+    /* Before: it may be done by the time we look again. */
+    handover_request_pass_on(true);
+    bool taken = fuse_pool_add(call->mount->costly, &call->job);
+    if (!taken)
+        handover_request_pass_on(false);
+    return taken;
 }
 
 void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fuse_file_info *fi,
@@ -535,9 +574,9 @@ void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fu
         .fh = fi->fh,
         .io = g_memdup2(in, size),
         .unique = journal_request_current(),
+        .resent = fuse_loop_is_resent(),
     };
     call->done_before = mount_done_before(req, &call->before);
-    if (handler->costly && fuse_req_ctx(req)->uid != 0 && fuse_pool_add(m->costly, &call->job))
-        return;
-    run_call(&call->job);
+    if (!gave_to_pool(call))
+        run_call(call);
 }

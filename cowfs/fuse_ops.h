@@ -76,6 +76,7 @@ struct mount {
     unsigned max_read_bytes;
     struct handover *handover; /* NULL: there is no supervisor */
     bool debug_faults;         /* for tests: xattrs that kill */
+    bool debug_du_faults;      /* for tests: an ioctl that kills */
     atomic_bool debug_die;     /* for tests: the next change kills, before it is answered */
     struct seeker *seeker;
     struct notifier *notifier;

@@ -147,6 +147,7 @@ static struct mount main_mount(const struct fuse_mount_config *config)
         .max_read_bytes = config->max_read_bytes,
         .handover = config->handover,
         .debug_faults = g_getenv("COWFS_DEBUG_FAULTS") != NULL,
+        .debug_du_faults = g_strcmp0(g_getenv("COWFS_DEBUG_FAULTS"), "du") == 0,
     };
 }
 

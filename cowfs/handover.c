@@ -21,7 +21,7 @@ enum {
 /* Of this process: held by the one who serves a suspect; and, a leaf, around the table. */
 static pthread_mutex_t suspects_turn = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
-static _Thread_local bool has_turn;
+static _Thread_local bool has_turn, passed_on;
 
 int handover_memory_new(void)
 {
@@ -159,24 +159,52 @@ static void acquit(struct handover *h, uint64_t unique)
     pthread_mutex_unlock(&table_lock);
 }
 
+/* Suspects take turns. False: no daemon is to die of it again. */
+static bool wait_for_turn(struct handover *h, uint64_t unique, uint32_t opcode, bool again)
+{
+    uint32_t points = again ? suspect_points(h, unique) : 0;
+    passed_on = false;
+    if (points == 0)
+        return true;
+    pthread_mutex_lock(&suspects_turn);
+    has_turn = true;
+    if (points < POINTS_MAX)
+        return true;
+    g_critical("request %" G_GUINT64_FORMAT " (operation %u) was being served when the"
+               " daemon died, again and again: it is answered by EIO now",
+               (guint64)unique, opcode);
+    return false;
+}
+
 bool handover_request_begin(struct handover *h, unsigned slot, uint64_t unique, uint32_t opcode,
                             bool again)
 {
-    uint32_t points = again ? suspect_points(h, unique) : 0;
-    g_assert(slot < HANDOVER_IN_SERVICE);
-    if (points) {
-        pthread_mutex_lock(&suspects_turn);
-        has_turn = true;
-        if (points >= POINTS_MAX) {
-            g_critical("request %" G_GUINT64_FORMAT " (operation %u) was being served when the"
-                       " daemon died, again and again: it is answered by EIO now",
-                       (guint64)unique, opcode);
-            return false;
-        }
-    }
+    g_assert(slot < HANDOVER_IN_SERVICE - HANDOVER_JOBS);
+    if (!wait_for_turn(h, unique, opcode, again))
+        return false;
     h->in_service[slot].opcode = opcode;
     atomic_store(&h->in_service[slot].unique, unique);
     return true;
+}
+
+bool handover_job_begin(struct handover *h, uint64_t unique, uint32_t opcode, bool again,
+                        unsigned *slot)
+{
+    bool go_on = wait_for_turn(h, unique, opcode, again);
+    for (unsigned i = HANDOVER_IN_SERVICE - HANDOVER_JOBS; i < HANDOVER_IN_SERVICE; i++) {
+        uint_fast64_t none = 0;
+        *slot = i;
+        if (atomic_compare_exchange_strong(&h->in_service[i].unique, &none, unique)) {
+            h->in_service[i].opcode = opcode;
+            return go_on;
+        }
+    }
+    g_assert_not_reached(); /* more threads than fuse_ioctl.c has */
+}
+
+void handover_request_pass_on(bool on)
+{
+    passed_on = on;
 }
 
 void handover_request_end(struct handover *h, unsigned slot)
@@ -185,7 +213,7 @@ void handover_request_end(struct handover *h, unsigned slot)
     atomic_store(&h->in_service[slot].unique, 0);
     if (!has_turn)
         return;
-    if (unique)
+    if (unique && !passed_on)
         acquit(h, unique);
     has_turn = false;
     pthread_mutex_unlock(&suspects_turn);

@@ -34,6 +34,7 @@ enum { HANDOVER_VERSION = 1 };
 enum {
     HANDOVER_INIT_MAX = 256,      /* FUSE_INIT, and its answer: 104 and 80 bytes today */
     HANDOVER_IN_SERVICE = 320,    /* threads that serve requests */
+    HANDOVER_JOBS = 16,           /* of these, the last ones, such that are no workers */
     HANDOVER_SUSPECTS = 1024,     /* requests that were in service at a death */
     HANDOVER_EXIT_UPGRADE = 75,   /* exit status: the next daemon shall go on */
     HANDOVER_DEATHS_MAX = 3,      /* of one request: then it is answered by EIO */
@@ -97,5 +98,15 @@ void handover_count_deaths(struct handover *h);
 bool handover_request_begin(struct handover *h, unsigned slot, uint64_t unique, uint32_t opcode,
                             bool again);
 void handover_request_end(struct handover *h, unsigned slot);
+
+/*
+ * The request that this thread is serving is finished by another one, which calls
+ * handover_job_begin as if it had just come: until then it counts as not being served. `on` false:
+ * it is not, after all.
+ */
+void handover_request_pass_on(bool on);
+/* The same as handover_request_begin, for a thread without a slot of its own: it gets one. */
+bool handover_job_begin(struct handover *h, uint64_t unique, uint32_t opcode, bool again,
+                        unsigned *slot);
 
 #endif

@@ -463,17 +463,17 @@ int mount_options_settle(struct mount_options *o, struct errmsg *err)
         return errmsg_set(err, -EINVAL,
                           "options view and ro: a view is for what another mount writes; ro and"
                           " passthrough go together on one mount");
-    /* Requests under way over io_uring die with the daemon, and which files are read past it only
-     * it knows. */
     const char *excludes = o->io_uring_depth ? "io_uring"
                            : o->passthrough  ? "passthrough"
                            : o->view_path    ? "view"
                                              : NULL;
     if (o->supervise && excludes)
-        return errmsg_set(err, -EINVAL,
-                          "options supervise and %s: such a mount does not survive its"
-                          " daemon",
-                          excludes);
+        return errmsg_set(err, -EINVAL, "options supervise and %s: %s", excludes,
+                          o->io_uring_depth
+                              ? "the kernel does not send again what is under way over io_uring"
+                                " when the daemon dies, so those who wait for it would hang"
+                              : "only the daemon knows which files are read past it, so such a"
+                                " mount does not survive it");
     o->supervise |= SUPERVISE_DEFAULT && !o->nosupervise && !excludes;
     o->passthrough |= PASSTHROUGH_DEFAULT && !o->writeback;
     o->writeback = !o->passthrough && !o->nowriteback;

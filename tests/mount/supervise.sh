@@ -100,6 +100,67 @@ test_request_that_kills() {
     mount_down
 }
 
+# The same for an ioctl, and for a plain user's, which another thread serves.
+test_ioctl_that_kills() {
+    export COWFS_DEBUG_FAULTS=du
+    mount_up supervise
+    chmod 755 "$MNT"
+    echo text >"$MNT/a"
+    expect 1 "$COWFS" du "$MNT/a"
+    assert_contains "$ERR" "Input/output error"
+    assert_eq "$(grep -c 'signal 11' "$WORK.daemon.log")" 3 "deaths"
+    # The binaries may lie where he cannot go.
+    cp "$COWFS" "$WORK/cowfs"
+    chmod 755 "$WORK" "$WORK/cowfs"
+    expect 1 setpriv --reuid 65534 --regid 65534 --clear-groups "$WORK/cowfs" du "$MNT/a"
+    assert_contains "$ERR" "Input/output error"
+    assert_eq "$(grep -c 'signal 11' "$WORK.daemon.log")" 6 "deaths"
+    assert_eq "$(cat "$MNT/a")" text
+    mount_down
+}
+
+# The OOM killer's, in a control group of its own.
+test_out_of_memory() {
+    local pid group
+    group=$(own_group) || skip "no control group with a limit of memory can be made here"
+    mount_up supervise
+    random_file "$WORK/a" 8M
+    cp "$WORK/a" "$MNT/a"
+    pid=$(daemon_pid)
+    echo "$pid" >"$group/cgroup.procs"
+    # What it asks for next is too much: memory of its own, and that of a store on tmpfs.
+    limit_memory "$group" 1M
+    # The next daemon is in the supervisor's group.
+    cp "$WORK/a" "$MNT/b"
+    eventually 20 is_another "$pid"
+    grep -q "process $pid, was killed by signal 9" "$WORK.daemon.log" || fail "it was not killed"
+    grep -q '^oom_kill [1-9]' "$group/memory.events" "$group/memory.oom_control" 2>/dev/null ||
+        fail "it was not the OOM killer"
+    assert_same "$WORK/a" "$MNT/a"
+    assert_same "$WORK/a" "$MNT/b"
+    mount_down
+    rmdir "$group"
+}
+# Prints its directory, in control groups of either version. What earlier tests left is empty.
+own_group() {
+    local top=/sys/fs/cgroup/memory group
+    if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+        top=/sys/fs/cgroup
+        echo +memory >"$top/cgroup.subtree_control" 2>/dev/null || return 1
+    fi
+    group=$top/cowfs-test-oom-$(basename "$WORK")
+    mkdir "$group" 2>/dev/null || return 1
+    [ -w "$group/memory.max" ] || [ -w "$group/memory.limit_in_bytes" ] || return 1
+    printf '%s\n' "$group"
+}
+limit_memory() {
+    if [ -e "$1/memory.max" ]; then
+        echo "$2" >"$1/memory.max"
+    else
+        echo "$2" >"$1/memory.limit_in_bytes"
+    fi
+}
+
 # A command whose last change is done by a daemon that dies before it answers.
 unanswered() {
     local pid
@@ -204,7 +265,11 @@ test_in_the_background() {
     expect 1 "$COWFS" mount -o supervise,chunk_size=64K "$STORE" "$MNT"
     assert_contains "$ERR" "chunks of"
     ! is_mounted "$MNT" || fail "still mounted"
+    # What would not survive is refused, with the reason.
     expect 2 "$COWFS" mount -o supervise,io_uring "$STORE" "$MNT"
+    assert_contains "$ERR" "does not send again"
+    expect 2 "$COWFS" mount -o supervise,passthrough "$STORE" "$MNT"
+    assert_contains "$ERR" "only the daemon knows"
 }
 
 run_tests "$@"
