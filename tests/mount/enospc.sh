@@ -126,6 +126,73 @@ m.flush()' "$MNT/fill"
     small_down
 }
 
+# A file with a home of its own that cannot grow stays as it was, flat, and grows when there is room.
+test_home() {
+    small_up passthrough
+    random_file "$WORK/fill" 20000000
+    cp "$WORK/fill" "$MNT/fill"
+    sync "$MNT/fill"
+    expect 1 dd if=/dev/urandom of="$MNT/fill" bs=1M count=100 oflag=append conv=notrunc,fsync \
+        status=none
+    assert_contains "$ERR" "No space left on device"
+    check_kept
+    cmp -n 20000000 "$WORK/fill" "$MNT/fill"
+    assert_eq "$(stat_of flat "$MNT/fill")" true "flat"
+    truncate -s 20000000 "$MNT/fill"
+    random_file "$WORK/more" 3000000
+    eventually 20 append_more
+    cat "$WORK/fill" "$WORK/more" | cmp - "$MNT/fill"
+    check_works_again
+    small_down
+}
+append_more() {
+    truncate -s 20000000 "$MNT/fill"
+    dd if="$WORK/more" of="$MNT/fill" bs=1M oflag=append conv=notrunc,fsync status=none 2>/dev/null
+}
+
+# To the last byte, by others: then a write fails that was thought to have room, in a home, too.
+test_home_filled_by_others() {
+    small_up
+    random_file "$WORK/fill" 20000000
+    cp "$WORK/fill" "$MNT/fill"
+    sync "$MNT/fill"
+    dd if=/dev/zero of="$WORK/small/other" bs=4K status=none 2>/dev/null || true
+    expect 1 dd if=/dev/urandom of="$MNT/fill" bs=1M count=5 oflag=append conv=notrunc,fsync \
+        status=none
+    check_kept
+    cmp -n 20000000 "$WORK/fill" "$MNT/fill"
+    rm "$WORK/small/other"
+    random_file "$WORK/more" 3000000
+    eventually 20 append_more
+    cat "$WORK/fill" "$WORK/more" | cmp - "$MNT/fill"
+    check_works_again
+    small_down
+}
+
+# Packing needs the room for a second time: without it, the file is what it was, in its old place.
+test_pack() {
+    small_up
+    random_file "$WORK/fill" 24000000
+    cp "$WORK/fill" "$MNT/fill"
+    "$COWFS" clone "$MNT/fill" "$MNT/fill2"
+    dd if=/dev/urandom of="$WORK/fill2" bs=4K count=1 status=none
+    tail -c +4097 "$WORK/fill" >>"$WORK/fill2"
+    dd if="$WORK/fill2" of="$MNT/fill2" bs=4K count=1 conv=notrunc,fsync status=none
+    # What is left is less than that.
+    head -c 16M /dev/urandom >"$WORK/small/other"
+    expect 1 "$COWFS" pack "$MNT/fill2"
+    assert_contains "$ERR" "No space left on device"
+    check_kept
+    assert_same "$WORK/fill" "$MNT/fill"
+    assert_same "$WORK/fill2" "$MNT/fill2"
+    rm "$WORK/small/other" "$MNT/fill"
+    eventually 20 "$COWFS" pack "$MNT/fill2"
+    assert_same "$WORK/fill2" "$MNT/fill2"
+    assert_eq "$(stat_of flat "$MNT/fill2")" true "flat"
+    check_works_again
+    small_down
+}
+
 # Names take space, too.
 test_names() {
     small_up
