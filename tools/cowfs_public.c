@@ -95,17 +95,35 @@ static bool publish_entry(void *arg, int dir_fd, const char *name, const char *p
     return ok;
 }
 
-static bool publish_path(struct publishing *p, const char *path)
+/* All of it, so that it outlives the daemon and the machine; *pid: of the daemon that then was
+ * there. */
+static bool publish_all(struct publishing *p, int fd, bool is_directory, const char *path,
+                        uint32_t *pid)
 {
     struct cowfs_ioc_commit commit = {0};
+    struct cowfs_ioc_info info = {0};
+    bool ok = is_directory ? tree_walk(fd, path, publish_entry, p) : publish_file(p, fd, path);
+    ok = tool_ioctl(fd, path, COWFS_IOC_COMMIT, &commit) &&
+         tool_ioctl(fd, path, COWFS_IOC_INFO, &info) && ok;
+    *pid = info.pid;
+    return ok;
+}
+
+static bool publish_path(struct publishing *p, const char *path)
+{
+    const struct publishing before = *p;
+    struct cowfs_ioc_info info = {0};
     bool is_directory = false;
     int fd = tool_open(path, &is_directory);
-    if (fd < 0)
-        return false;
-    bool ok = is_directory ? tree_walk(fd, path, publish_entry, p) : publish_file(p, fd, path);
-    /* It outlives the daemon and the machine. */
-    ok = tool_ioctl(fd, path, COWFS_IOC_COMMIT, &commit) && ok;
-    close(fd);
+    bool ok = fd >= 0 && tool_ioctl(fd, path, COWFS_IOC_INFO, &info);
+    /* A daemon that was started anew meanwhile may not know what the last one did. */
+    for (uint32_t pid = info.pid + 1; ok && pid != info.pid;) {
+        pid = info.pid;
+        *p = before;
+        ok = publish_all(p, fd, is_directory, path, &info.pid);
+    }
+    if (fd >= 0)
+        close(fd);
     return ok;
 }
 
