@@ -7,8 +7,10 @@
 #include "tests/fuzz/fuzz.h"
 
 #include "cowfs/clone.h"
+#include "cowfs/delete.h"
 #include "cowfs/domain.h"
 #include "cowfs/file.h"
+#include "cowfs/flat.h"
 #include "cowfs/names.h"
 #include "cowfs/scrub.h"
 
@@ -99,14 +101,100 @@ static int do_public(uint64_t ino, void *arg)
     return error;
 }
 
+static int do_pack(uint64_t ino, void *arg)
+{
+    struct cowfs_ioc_pack *io = arg;
+    struct inode *inode;
+    int error = inode_get(fs->inodes, ino, &inode);
+    if (error)
+        return error;
+    /* The handler asks for a handle that may write. */
+    error = S_ISREG(inode_mode(inode))
+                ? flat_pack_part(inode, io->offset, io->length, &io->next, &io->moved)
+                : -EBADF;
+    FUZZ_ASSERT(error || io->next == 0 || io->next > io->offset);
+    inode_put(inode);
+    return error;
+}
+
+/* The next of a request's names, as fuse_ioctl.c takes them. */
+static const char *next_name(const char names[COWFS_NAMES_BYTES], size_t *at)
+{
+    const char *name = names + *at, *nul = memchr(name, '\0', COWFS_NAMES_BYTES - *at);
+    if (!nul)
+        return NULL;
+    *at = (size_t)(nul + 1 - names);
+    return name;
+}
+
+/* Something to be deleted: a tree that is made anew by a clone, under the name that is asked for
+ * if it can be had. */
+static int do_delete(uint64_t ino, void *arg)
+{
+    struct cowfs_ioc_delete *io = arg;
+    struct cowfs_ioc_clone made = {.version = COWFS_IOCTL_VERSION};
+    static const struct caller root = {.umask = 0};
+    size_t at = 0;
+    int error = 0;
+    io->files = io->directories = 0;
+    for (io->done = 0; !error && io->done < MIN(io->count, 8); io->done++) {
+        g_autoptr(GArray) gone_inos = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+        const char *name = next_name(io->names, &at);
+        if (!name)
+            return -EINVAL;
+        /* What has not been made here is not to go. */
+        error = clone_tree(fs, inos[ino == inos[1] ? 2 : 1], ino, name, &root, &made);
+        if (error)
+            return error;
+        uint64_t before = io->files + io->directories;
+        error = delete_tree(fs, ino, name, &caller, io, gone_inos);
+        FUZZ_ASSERT(error || (gone_inos->len > 0 && io->files + io->directories > before));
+        if (error) {
+            FUZZ_ASSERT(error == -EACCES || error == -EPERM);
+            FUZZ_ASSERT(delete_tree(fs, ino, name, &root, io, gone_inos) == 0);
+        }
+    }
+    return error;
+}
+
+static int do_clone_many(uint64_t ino, void *arg)
+{
+    struct cowfs_ioc_clone_many *io = arg;
+    struct cowfs_ioc_clone one;
+    struct cowfs_ioc_delete gone = {0};
+    static const struct caller root = {.umask = 0};
+    size_t at = 0;
+    int error = 0;
+    for (io->done = 0; !error && io->done < MIN(io->count, 8); io->done++) {
+        const char *from = next_name(io->names, &at);
+        const char *to = from ? next_name(io->names, &at) : NULL;
+        if (!to)
+            return -EINVAL;
+        error = clone_child(fs, other, from, ino, to, &caller, &one);
+        if (error)
+            break;
+        g_autoptr(GArray) gone_inos = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+        FUZZ_ASSERT(delete_tree(fs, ino, to, &root, &gone, gone_inos) == 0);
+        FUZZ_ASSERT(gone.files + gone.directories > 0);
+    }
+    return error;
+}
+
 static const struct {
     int (*fn)(uint64_t ino, void *io);
     size_t bytes;
 } calls[] = {
-    {do_clone, sizeof(struct cowfs_ioc_clone)},   {do_stat, sizeof(struct cowfs_ioc_stat)},
-    {do_du, sizeof(struct cowfs_ioc_du)},         {do_df, sizeof(struct cowfs_ioc_df)},
-    {do_seal, sizeof(struct cowfs_ioc_seal)},     {do_diff, sizeof(struct cowfs_ioc_diff)},
-    {do_scrub, sizeof(struct cowfs_ioc_scrub)},   {do_damage, sizeof(struct cowfs_ioc_damage)},
+    {do_clone, sizeof(struct cowfs_ioc_clone)},
+    {do_stat, sizeof(struct cowfs_ioc_stat)},
+    {do_du, sizeof(struct cowfs_ioc_du)},
+    {do_df, sizeof(struct cowfs_ioc_df)},
+    {do_seal, sizeof(struct cowfs_ioc_seal)},
+    {do_diff, sizeof(struct cowfs_ioc_diff)},
+    {do_scrub, sizeof(struct cowfs_ioc_scrub)},
+    {do_damage, sizeof(struct cowfs_ioc_damage)},
+    {do_pack, sizeof(struct cowfs_ioc_pack)},
+    {do_delete, sizeof(struct cowfs_ioc_delete)},
+    {do_clone_many, sizeof(struct cowfs_ioc_clone_many)},
     {do_public, sizeof(struct cowfs_ioc_public)},
 };
 

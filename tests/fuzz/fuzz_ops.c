@@ -8,6 +8,7 @@
 
 #include "cowfs/clone.h"
 #include "cowfs/file.h"
+#include "cowfs/flat.h"
 #include "cowfs/names.h"
 #include "cowfs/reap.h"
 #include "cowfs/scrub.h"
@@ -146,6 +147,14 @@ static void do_scrub(void)
     FUZZ_ASSERT(io.damaged == 0);
 }
 
+static void do_pack(const struct op *o)
+{
+    uint64_t next = 0, moved;
+    do {
+        FUZZ_ASSERT(flat_pack_part(file[o->a], next, 1 << 20, &next, &moved) == 0);
+    } while (next);
+}
+
 static void check(unsigned i)
 {
     static uint8_t data[BYTES_MAX];
@@ -188,7 +197,10 @@ static void run(const struct op *o)
         FUZZ_ASSERT(fs_commit(fs) == 0);
         break;
     case 14:
-        do_scrub();
+        if (o->fill & 1)
+            do_pack(o);
+        else
+            do_scrub();
         break;
     default:
         check(o->a);

@@ -233,7 +233,7 @@ static bool check_image(const struct image *image, struct rng *rng)
 static enum place *places_of(const struct disk_log *log)
 {
     uint64_t count = disk_log_count(log);
-    enum place *places = g_new(enum place, count + 1);
+    enum place *places = g_new0(enum place, count + 1);
     struct disk_replay *names = disk_replay_new(log, DISK_LIE_NONE);
     enum place now = AT_OPENING;
     bool closing = false;
