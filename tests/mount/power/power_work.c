@@ -307,7 +307,8 @@ static void write_some_back(const char *directory, uint64_t *rng)
         int fd = openat(dirfd(dir), e->d_name, O_RDONLY | O_CLOEXEC);
         struct stat st;
         if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size == 0) {
-            close(fd);
+            if (fd >= 0)
+                close(fd);
             continue;
         }
         uint64_t from = rng_below(rng, (uint64_t)st.st_size);
