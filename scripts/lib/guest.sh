@@ -13,6 +13,9 @@
 #   mac             =mac ADDRESS      of the network card that is there now
 #   random          =random HEX       16 bytes of the kernel's generator
 #   sync            =sync             all written to its disk
+#   verify          =verify           from now on it writes to its disk, reads that again, and compares
+#                                     it with what it has in memory
+#   verified        =verified N BAD   how often it has done so, and how often that went wrong
 #   off                               unmounts and powers off
 #
 # It uses inputs.sh (which see for COWFS_INPUTS), needs root for nothing, and the network but by apt.
@@ -63,6 +66,23 @@ count() {
     done
 }
 count 2>/dev/null </dev/null &
+# Each time other bytes; and the first ones still have to be what they were.
+verify() {
+    local n=0 bad=0
+    dd if=/dev/urandom of=/tmp/first bs=64k count=16
+    cp /tmp/first /data/first
+    while :; do
+        dd if=/dev/urandom of=/tmp/next bs=64k count=8
+        dd if=/tmp/next of=/data/next bs=64k conv=fsync || bad=$((bad + 1))
+        sync
+        echo 3 >/proc/sys/vm/drop_caches
+        cmp /tmp/next /data/next && cmp /tmp/first /data/first || bad=$((bad + 1))
+        ! dmesg | grep -q 'I/O error' || bad=$((bad + 1))
+        n=$((n + 1))
+        echo "$n $bad" >/tmp/verified.new
+        mv /tmp/verified.new /tmp/verified
+    done
+}
 echo GUEST READY
 while read -r word rest; do
     case $word in
@@ -84,6 +104,12 @@ while read -r word rest; do
             sync
             echo "=sync"
             ;;
+        verify)
+            echo "0 0" >/tmp/verified
+            verify >/dev/null 2>&1 </dev/null &
+            echo "=verify"
+            ;;
+        verified) echo "=verified $(cat /tmp/verified)" ;;
         off)
             kill -STOP -1
             sync

@@ -6,11 +6,6 @@
 # shellcheck source=vmlib.sh disable=SC2317 # the tests are called by their names
 . "$(dirname "${BASH_SOURCE[0]}")/vmlib.sh"
 
-need_strace() {
-    need_tool strace
-    strace -o /dev/null true 2>/dev/null || skip "processes cannot be traced here"
-}
-
 # killed_at CALL N COMMAND...: 0 if it was killed there, 1 if it was through before.
 killed_at() {
     local call=$1 n=$2 status=0
@@ -111,19 +106,8 @@ test_without_guard() {
     all_or_nothing
     down_with_guests
 }
-# Not just at a system call that is traced.
-stopped_fork() {
-    local pid
-    pid=$(pids_of cowvm)
-    [ -n "$pid" ] || return 1
-    for _ in 1 2 3 4 5; do
-        grep -q '^State:.*[tT] ' "/proc/$pid/status" || return 1
-        sleep 0.1
-    done
-}
-
-# The daemon of cowfs is killed while a fork is under way. (Until it is restarted under a living
-# mount, running guests end with it; what was committed is there.)
+# The daemon of cowfs is killed while a fork is under way. Without a supervisor running guests end with it;
+# what was committed is there. (With one: supervise.sh.)
 test_daemon_dies() {
     local pid
     need_strace

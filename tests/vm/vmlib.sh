@@ -151,9 +151,10 @@ have_guest() {
         "$MNT/$1/"
 }
 
-# Each test: a mount with a running guest "golden".
+# Each test: a mount with a running guest "golden". up_with_guest [OPTIONS]
+# shellcheck disable=SC2120 # most have no options
 up_with_guest() {
-    mount_up
+    mount_up "${1:-}"
     have_guest golden
     "$COWVM" resume golden
     assert_eq "$(ask golden get)" "prepared prepared" "what the guest remembers"
@@ -167,4 +168,21 @@ down_with_guests() {
     done
     nothing_hidden || fail "left behind: $(find "$MNT" -maxdepth 1 -name '.*')"
     qemus_are 0 || fail "$(qemus) QEMUs are left"
+}
+
+# ---- stopping cowvm in the middle --------------------------------------------
+
+need_strace() {
+    need_tool strace
+    strace -o /dev/null true 2>/dev/null || skip "processes cannot be traced here"
+}
+# The cowvm that strace was told to stop stands still, and not just at a call that is traced.
+stopped_fork() {
+    local pid
+    pid=$(pids_of cowvm)
+    [ -n "$pid" ] || return 1
+    for _ in 1 2 3 4 5; do
+        grep -q '^State:.*[tT] ' "/proc/$pid/status" || return 1
+        sleep 0.1
+    done
 }
