@@ -66,9 +66,9 @@ void home_resize(struct inode *inode, uint64_t size_bytes)
 
 /* ---- Changing the map ---- */
 
-static bool lies_at_home(const struct inode *inode, const struct extent *e)
+bool home_has(const struct inode *inode, const struct extent *e)
 {
-    return e->chunk >> 32 == inode->attr.home;
+    return e->chunk == home_slot(inode, e->index);
 }
 
 /* Its slot in the home is used up. While packing, what lies elsewhere has never had
@@ -76,7 +76,7 @@ static bool lies_at_home(const struct inode *inode, const struct extent *e)
 static int has_used_slot(void *arg, const struct extent *e)
 {
     const struct inode *inode = arg;
-    return !inode->attr.packing || lies_at_home(inode, e);
+    return !inode->attr.packing || home_has(inode, e);
 }
 
 int content_map(struct inode *inode, uint64_t index, uint64_t n, chunk_t first, bool reserved)
@@ -214,7 +214,7 @@ int home_slots(struct inode *inode, uint64_t index, bool hole, uint64_t *count, 
         if (error)
             return error;
         *count = e.count;
-        if (lies_at_home(inode, &e))
+        if (home_has(inode, &e))
             return 0;
     }
     if (segments_home_reach(inode->fs->segments, a->home, index + *count) == 0)

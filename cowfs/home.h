@@ -22,7 +22,8 @@
  *  4. Not filling: the map has all that h's filler had mapped when it was frozen,
  *     up to the inode's size. So all that are as long as h have the same content.
  * While packing, 1 does not hold: chunks lie elsewhere, too, and these have slots
- * in h that were never used.
+ * in h that were never used. Elsewhere may be another slot of h, if sealing found an
+ * equal there.
  *
  * Who would break one of these makes the inode leave its home (home_leave), in the
  * same transaction. So a map is changed only by content_map and content_unmap, or
@@ -45,6 +46,9 @@ void home_choose(struct inode *inode, uint64_t index, uint64_t count);
  * 0: elsewhere. hole: nothing is mapped there. Outside the gate; the inode may leave
  * its home here. */
 int home_slots(struct inode *inode, uint64_t index, bool hole, uint64_t *count, chunk_t *first);
+
+/* Whether an extent of the file lies in its own slots of the home. */
+bool home_has(const struct inode *inode, const struct extent *e);
 
 /* Inside the gate. unowned: bytes may have been written to slots of the home that
  * are not mapped. No home: nothing happens. */

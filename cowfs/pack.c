@@ -37,6 +37,16 @@ static uint64_t end_of(const struct inode *inode)
     return div_round_up_u64(inode->attr.size_bytes, inode->fs->chunk_bytes);
 }
 
+/* Is something reserved behind the end? It would keep the segment's file from ending where the
+ * file does. */
+static bool reserved_behind(const struct inode *inode)
+{
+    const struct map *map = &inode->attr.map;
+    uint64_t found;
+    return map_seek(inode->fs->nodes, map, end_of(inode), map_capacity(map->levels), true,
+                    &found) != -ENXIO;
+}
+
 /* Step 1. */
 static int begin(struct inode *inode)
 {
@@ -50,10 +60,8 @@ static int begin(struct inode *inode)
     if (error)
         return error;
     txn_enter(fs->txn);
-    /* What is reserved behind the end would keep the segment's file from ending
-     * where the file does. */
-    error = content_unmap(inode, end, map_capacity(a->map.levels));
     home_leave(inode, false);
+    error = content_unmap(inode, end, map_capacity(a->map.levels));
     if (error) {
         segments_home_drop(fs->segments, home);
     } else {
@@ -107,6 +115,8 @@ static int move_next(struct packer *p)
     uint64_t end = end_of(inode), index = inode->packed_chunks;
     struct extent e;
     if (index >= end) {
+        if (reserved_behind(inode))
+            return -EAGAIN;
         txn_enter(fs->txn);
         inode->attr.packing = false;
         inode_mark_dirty(inode);
@@ -117,7 +127,7 @@ static int move_next(struct packer *p)
     /* The sealer may exchange a chunk in a leaf that other files share. */
     unsigned section = segments_read_enter(fs->segments);
     int error = map_lookup(fs->nodes, &inode->attr.map, index, end - index, false, &e);
-    if (!error && e.chunk && e.chunk >> 32 != inode->attr.home)
+    if (!error && e.chunk && !home_has(inode, &e))
         error = move(p, &e);
     else if (!error)
         inode->packed_chunks = index + e.count;
@@ -137,7 +147,8 @@ static int prepare(struct packer *p, uint64_t index)
         p->done = true;
         return 0;
     }
-    if (inode->attr.packing)
+    /* What came to be reserved since it was begun has to go, which only a new home allows. */
+    if (inode->attr.packing && (index > 0 || !reserved_behind(inode)))
         return index > inode->packed_chunks ? -EAGAIN : 0;
     return index > 0 ? -EAGAIN : begin(inode);
 }

@@ -613,6 +613,24 @@ START_TEST(packing_begins_again_after_a_clone_or_a_cut)
 }
 END_TEST
 
+START_TEST(what_is_reserved_while_a_file_is_packed)
+{
+    uint64_t next, other, moved;
+    scatter();
+    ck_assert_int_eq(flat_pack_part(file, 0, LEAF, &next, &moved), 0);
+    ck_assert_int_eq(
+        file_fallocate(file, FALLOC_FL_KEEP_SIZE, round_up_u64(size_of(file), CHUNK), CHUNK), 0);
+    int error;
+    do {
+        error = flat_pack_part(file, next, LEAF, &other, &moved);
+        next = other;
+    } while (!error && next);
+    ck_assert_int_eq(error, -EAGAIN);
+    pack(file, &moved);
+    assert_flat(file);
+}
+END_TEST
+
 /* ---- sealing ---- */
 
 /* `file`, flat, with the content of an older file whose chunks are in the index. */
@@ -707,6 +725,30 @@ START_TEST(sealing_leaves_packed_files_alone)
 }
 END_TEST
 
+/* What is not packed yet may have its equal in what is: in the home, but in another's slot. */
+START_TEST(sealing_while_a_file_is_packed)
+{
+    struct cowfs_ioc_seal sealed;
+    uint64_t next, moved;
+    import(file, BIG, 1);
+    write_filled(file, 10 * CHUNK, 0, 2);
+    write_filled(file, 10 * CHUNK, 2 * LEAF, 2);
+    ck_assert_int_eq(file_truncate(file, BIG - CHUNK), 0); /* no flat one to begin with */
+    struct inode *clone = clone_as(file, "clone");
+    write_filled(file, CHUNK, BIG - 2 * CHUNK, 3);
+    ck_assert_int_eq(flat_pack_part(file, 0, LEAF, &next, &moved), 0);
+    ck_assert_uint_ne(next, 0);
+    seal_all(file, &sealed);
+    ck_assert_uint_eq(sealed.deduplicated, 10 * CHUNK);
+    while (next)
+        ck_assert_int_eq(flat_pack_part(file, next, LEAF, &next, &moved), 0);
+    assert_flat(file);
+    assert_filled(file, 10 * CHUNK, 0, 2);
+    assert_filled(file, 10 * CHUNK, 2 * LEAF, 2);
+    inode_put(clone);
+}
+END_TEST
+
 START_TEST(sealing_leaves_pinned_files_alone)
 {
     int fd;
@@ -791,6 +833,7 @@ int main(void)
     tcase_add_test(t, small_files_can_be_packed);
     tcase_add_test(t, a_file_is_used_while_it_is_packed);
     tcase_add_test(t, packing_begins_again_after_a_clone_or_a_cut);
+    tcase_add_test(t, what_is_reserved_while_a_file_is_packed);
     suite_add_tcase(suite, t);
     t = tcase_create("sealing");
     tcase_set_timeout(t, 60);
@@ -798,6 +841,7 @@ int main(void)
     tcase_add_test(t, sealing_on_demand_takes_chunks_out);
     tcase_add_test(t, sealing_that_keeps_files_flat);
     tcase_add_test(t, sealing_leaves_packed_files_alone);
+    tcase_add_test(t, sealing_while_a_file_is_packed);
     tcase_add_test(t, sealing_leaves_pinned_files_alone);
     suite_add_tcase(suite, t);
     t = tcase_create("crashes");
