@@ -145,18 +145,6 @@ static void pack_named(struct packing *p, int dir_fd, const char *name, const ch
     }
 }
 
-static bool count_entry(void *arg, int dir_fd, const char *name, const char *path,
-                        const struct stat *st)
-{
-    struct packing *p = arg;
-    (void)dir_fd;
-    (void)name;
-    (void)path;
-    if (S_ISREG(st->st_mode))
-        p->total_bytes += (uint64_t)st->st_size;
-    return true;
-}
-
 /* One file that cannot be packed is no reason to leave out the others. */
 static bool pack_entry(void *arg, int dir_fd, const char *name, const char *path,
                        const struct stat *st)
@@ -171,13 +159,15 @@ static void pack_path(struct packing *p, const char *path, bool count_only)
     struct stat st;
     if (stat(path, &st) == 0 && S_ISREG(st.st_mode)) {
         if (count_only)
-            count_entry(p, -1, NULL, path, &st);
+            tree_add_size(&p->total_bytes, -1, NULL, path, &st);
         else
             pack_named(p, AT_FDCWD, path, path);
         return;
     }
     int fd = tool_open(path, NULL);
-    if (fd < 0 || !tree_walk(fd, path, count_only ? count_entry : pack_entry, p))
+    bool ok = fd >= 0 && (count_only ? tree_walk(fd, path, tree_add_size, &p->total_bytes)
+                                     : tree_walk(fd, path, pack_entry, p));
+    if (!ok)
         p->failed = true;
     if (fd >= 0)
         close(fd);

@@ -3,7 +3,6 @@
 #include "tools/cowfs_tool.h"
 #include "tools/cowfs_tree.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -63,8 +62,9 @@ static bool pass(const struct publishing *p, int fd, const char *path, struct co
     return true;
 }
 
-static bool publish_file(struct publishing *p, int fd, const char *path)
+static bool publish_file(void *arg, int fd, const char *path)
 {
+    struct publishing *p = arg;
     struct cowfs_ioc_public sum;
     if (!tool_flush(fd, path))
         return false;
@@ -82,19 +82,6 @@ static bool publish_file(struct publishing *p, int fd, const char *path)
     return true;
 }
 
-static bool publish_entry(void *arg, int dir_fd, const char *name, const char *path,
-                          const struct stat *st)
-{
-    if (!S_ISREG(st->st_mode))
-        return true;
-    int fd = tree_open_file(dir_fd, name, path);
-    if (fd < 0)
-        return errno == ENOENT;
-    bool ok = publish_file(arg, fd, path);
-    close(fd);
-    return ok;
-}
-
 /* All of it, so that it outlives the daemon and the machine; *pid: of the daemon that then was
  * there. */
 static bool publish_all(struct publishing *p, int fd, bool is_directory, const char *path,
@@ -102,7 +89,7 @@ static bool publish_all(struct publishing *p, int fd, bool is_directory, const c
 {
     struct cowfs_ioc_commit commit = {0};
     struct cowfs_ioc_info info = {0};
-    bool ok = is_directory ? tree_walk(fd, path, publish_entry, p) : publish_file(p, fd, path);
+    bool ok = is_directory ? tree_walk_files(fd, path, publish_file, p) : publish_file(p, fd, path);
     ok = tool_ioctl(fd, path, COWFS_IOC_COMMIT, &commit) &&
          tool_ioctl(fd, path, COWFS_IOC_INFO, &info) && ok;
     *pid = info.pid;

@@ -3,7 +3,6 @@
 #include "tools/cowfs_tool.h"
 #include "tools/cowfs_tree.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -36,18 +35,6 @@ struct sealing {
     gint64 started_us, shown_us;
 };
 
-static bool count_entry(void *arg, int dir_fd, const char *name, const char *path,
-                        const struct stat *st)
-{
-    struct sealing *s = arg;
-    (void)dir_fd;
-    (void)name;
-    (void)path;
-    if (S_ISREG(st->st_mode))
-        s->total_bytes += (uint64_t)st->st_size;
-    return true;
-}
-
 static double seconds(const struct sealing *s)
 {
     return (double)(g_get_monotonic_time() - s->started_us) / 1e6;
@@ -72,8 +59,9 @@ static void end_progress(const struct sealing *s)
         fputs("\r\033[K", stderr);
 }
 
-static bool seal_file(struct sealing *s, int fd, const char *path)
+static bool seal_file(void *arg, int fd, const char *path)
 {
+    struct sealing *s = arg;
     struct stat st;
     uint64_t offset = 0;
 
@@ -97,20 +85,6 @@ static bool seal_file(struct sealing *s, int fd, const char *path)
     return true;
 }
 
-static bool seal_entry(void *arg, int dir_fd, const char *name, const char *path,
-                       const struct stat *st)
-{
-    struct sealing *s = arg;
-    if (!S_ISREG(st->st_mode))
-        return true;
-    int fd = tree_open_file(dir_fd, name, path);
-    if (fd < 0)
-        return errno == ENOENT;
-    bool ok = seal_file(s, fd, path);
-    close(fd);
-    return ok;
-}
-
 static bool seal_path(struct sealing *s, const char *path, bool count_only)
 {
     bool is_directory = false;
@@ -119,10 +93,12 @@ static bool seal_path(struct sealing *s, const char *path, bool count_only)
     if (fd < 0)
         return false;
     bool ok;
-    if (is_directory)
-        ok = tree_walk(fd, path, count_only ? count_entry : seal_entry, s);
+    if (count_only && is_directory)
+        ok = tree_walk(fd, path, tree_add_size, &s->total_bytes);
     else if (count_only)
-        ok = fstat(fd, &st) == 0 && count_entry(s, -1, NULL, path, &st);
+        ok = fstat(fd, &st) == 0 && tree_add_size(&s->total_bytes, -1, NULL, path, &st);
+    else if (is_directory)
+        ok = tree_walk_files(fd, path, seal_file, s);
     else
         ok = seal_file(s, fd, path);
     close(fd);

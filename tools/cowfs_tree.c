@@ -76,6 +76,42 @@ int tree_open_file(int dir_fd, const char *name, const char *path)
     return fd;
 }
 
+struct file_walk {
+    tree_file_fn fn;
+    void *arg;
+};
+
+static bool visit_file(void *arg, int dir_fd, const char *name, const char *path,
+                       const struct stat *st)
+{
+    const struct file_walk *walk = arg;
+    if (!S_ISREG(st->st_mode))
+        return true;
+    int fd = tree_open_file(dir_fd, name, path);
+    if (fd < 0)
+        return errno == ENOENT;
+    bool ok = walk->fn(walk->arg, fd, path);
+    close(fd);
+    return ok;
+}
+
+bool tree_walk_files(int fd, const char *path, tree_file_fn fn, void *arg)
+{
+    struct file_walk walk = {.fn = fn, .arg = arg};
+    return tree_walk(fd, path, visit_file, &walk);
+}
+
+bool tree_add_size(void *arg, int dir_fd, const char *name, const char *path, const struct stat *st)
+{
+    uint64_t *bytes = arg;
+    (void)dir_fd;
+    (void)name;
+    (void)path;
+    if (S_ISREG(st->st_mode))
+        *bytes += (uint64_t)st->st_size;
+    return true;
+}
+
 static void keep_first(int *first, int error)
 {
     if (*first == 0)

@@ -17,6 +17,15 @@ typedef bool (*tree_fn)(void *arg, int dir_fd, const char *name, const char *pat
                         const struct stat *st);
 bool tree_walk(int fd, const char *path, tree_fn fn, void *arg);
 
+/* The same for the regular files alone, opened for reading. One that has gone meanwhile is passed
+ * over. */
+typedef bool (*tree_file_fn)(void *arg, int fd, const char *path);
+bool tree_walk_files(int fd, const char *path, tree_file_fn fn, void *arg);
+
+/* For tree_walk: adds the sizes of regular files to the uint64_t that arg points to. */
+bool tree_add_size(void *arg, int dir_fd, const char *name, const char *path,
+                   const struct stat *st);
+
 /* Opens a regular file found by a walk for reading. -1: said so already. */
 int tree_open_file(int dir_fd, const char *name, const char *path);
 

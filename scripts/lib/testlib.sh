@@ -128,6 +128,13 @@ fsck_clean() {
         >/dev/null || fail "fsck $store: $(json '.findings |= .[:20]' <<<"$OUT") $ERR"
 }
 
+# With -o supervise, the process that serves: a child of the one that mount_up has started.
+daemon_pid() { pgrep -P "${daemons[$MNT]}" cowfsd; }
+is_another() {
+    local pid
+    pid=$(daemon_pid) && [ "$pid" != "$1" ]
+}
+
 # kill_daemon [MOUNTPOINT]: without a word. What is mounted there gives errors from then on; as long
 # as somebody may still write to it, it must stay (or he would write to what is below).
 kill_daemon() {

@@ -9,12 +9,6 @@
 
 export TEST_LIMIT_S=${TEST_LIMIT_S:-170}
 
-# The process that serves: a child of the one that mount_up has started.
-daemon_pid() { pgrep -P "${daemons[$MNT]}" cowfsd; }
-is_another() {
-    local pid
-    pid=$(daemon_pid) && [ "$pid" != "$1" ]
-}
 ended() { ! kill -0 "${daemons[$MNT]}" 2>/dev/null || process_gone "${daemons[$MNT]}"; }
 
 why_not_here() {

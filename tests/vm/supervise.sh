@@ -6,12 +6,6 @@
 # shellcheck source=vmlib.sh disable=SC2317 # the tests are called by their names
 . "$(dirname "${BASH_SOURCE[0]}")/vmlib.sh"
 
-# The process that serves: a child of the one that mount_up has started.
-daemon_pid() { pgrep -P "${daemons[$MNT]}" cowfsd; }
-is_another() {
-    local pid
-    pid=$(daemon_pid) && [ "$pid" != "$1" ]
-}
 kill_server() {
     local pid
     pid=$(daemon_pid)
