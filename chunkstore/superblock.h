@@ -57,7 +57,8 @@ int superblock_create(const char *path, uint32_t chunk_bytes, struct errmsg *err
  */
 int superblock_read(const char *path, bool read_only, struct superblock *out, struct errmsg *err);
 
-/* Takes the lock without waiting. Returns a descriptor to be closed, or
+/* Takes the lock; waits for half a second, and for up to a minute if who has it says that he is
+ * closing the store. Returns a descriptor to be closed, or
  * -EBUSY (err names the process that holds it, where that is known). Children
  * share it: after a fork it is held until the last copy is closed. The process
  * named is the one that called, so call it after going into the background. */
@@ -65,5 +66,7 @@ int store_lock(const char *path, struct errmsg *err);
 /* The same for one whose lock another process has taken, and shares: lock_fd remains the
  * caller's. -ESTALE if that is not the lock of this store. */
 int store_lock_shared(const char *path, int lock_fd, struct errmsg *err);
+/* Tells whoever waits in store_lock that the store is being closed. */
+void store_lock_closing(const char *path, int lock_fd);
 
 #endif

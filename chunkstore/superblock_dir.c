@@ -16,7 +16,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { LOCK_FILE_MAX_BYTES = 64 };
+enum {
+    LOCK_FILE_MAX_BYTES = 64,
+    POLL_MS = 5,
+    UNMOUNT_WAIT_MS = 500,   /* until a daemon has noticed that it is not mounted any more */
+    CLOSING_WAIT_MS = 60000, /* its last commit */
+};
+
+#define CLOSING " closing" /* behind the process id in the lock file */
 
 /*
  * May `name` lie in a directory where a store is to be made? lost+found comes
@@ -146,22 +153,46 @@ int superblock_prepare_dir(const char *path, int *dir_fd, struct errmsg *err)
     return 0;
 }
 
-/* The process id in the lock file, 0 if there is none. */
-static long read_holder(int fd)
+/* The process id in the lock file, 0 if there is none; and whether that process is closing. */
+static long read_holder(int fd, bool *closing)
 {
     char text[LOCK_FILE_MAX_BYTES] = "";
     ssize_t n = pread(fd, text, sizeof(text) - 1, 0);
+    *closing = n > 0 && strstr(text, CLOSING);
     return n > 0 ? strtol(text, NULL, 10) : 0;
 }
 
-/* For the message about a store in use alone: on a full disk the lock counts, the text
- * does not. */
-static void note_holder(int fd, const char *path)
+/* For the message about a store in use, and for who waits for its end: on a full disk the lock
+ * counts, the text does not. */
+static void note_holder(int fd, const char *path, const char *state)
 {
-    char text[32];
-    int n = snprintf(text, sizeof(text), "%ld\n", (long)getpid());
+    char text[LOCK_FILE_MAX_BYTES];
+    int n = snprintf(text, sizeof(text), "%ld%s\n", (long)getpid(), state);
     if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)n, 0) != n)
         g_debug("cannot write the process id into the lock file of '%s'", path);
+}
+
+/*
+ * Takes the lock, also from somebody who is about to give it up: umount(8) has returned before
+ * the daemon knows of it, and whoever mounts again, or checks the store, at once should not have
+ * to know that. 0, or a negative errno; -EWOULDBLOCK: it is in use.
+ */
+static int take_lock(int fd)
+{
+    int64_t begin = g_get_monotonic_time();
+    bool closing;
+    while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        if (errno == EINTR)
+            continue;
+        if (errno != EWOULDBLOCK)
+            return -errno;
+        read_holder(fd, &closing);
+        int64_t patience_ms = closing ? CLOSING_WAIT_MS : UNMOUNT_WAIT_MS;
+        if (g_get_monotonic_time() - begin > patience_ms * G_TIME_SPAN_MILLISECOND)
+            return -EWOULDBLOCK;
+        g_usleep(POLL_MS * G_TIME_SPAN_MILLISECOND);
+    }
+    return 0;
 }
 
 int store_lock(const char *path, struct errmsg *err)
@@ -181,23 +212,22 @@ int store_lock(const char *path, struct errmsg *err)
     }
     g_free(name);
 
-    while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        if (errno == EINTR)
-            continue;
-        int error = -errno;
-        if (error == -EWOULDBLOCK) {
-            long holder = read_holder(fd);
-            error = holder > 0 ? errmsg_set(err, -EBUSY, "the store '%s' is in use by process %ld",
-                                            path, holder)
-                               : errmsg_set(err, -EBUSY, "the store '%s' is in use", path);
-        } else {
-            errmsg_set(err, error, "cannot lock the store '%s': %s", path, g_strerror(-error));
-        }
+    int error = take_lock(fd);
+    if (error == -EWOULDBLOCK) {
+        bool closing;
+        long holder = read_holder(fd, &closing);
+        error = holder > 0 ? errmsg_set(err, -EBUSY, "the store '%s' is in use by process %ld%s",
+                                        path, holder, closing ? ", which is closing it" : "")
+                           : errmsg_set(err, -EBUSY, "the store '%s' is in use", path);
+    } else if (error) {
+        errmsg_set(err, error, "cannot lock the store '%s': %s", path, g_strerror(-error));
+    }
+    if (error) {
         close(fd);
         return error;
     }
     if (writable)
-        note_holder(fd, path);
+        note_holder(fd, path, "");
     return fd;
 }
 
@@ -213,6 +243,12 @@ int store_lock_shared(const char *path, int lock_fd, struct errmsg *err)
     if (fd < 0)
         return errmsg_set(err, -errno, "'%s': %s", name, g_strerror(errno));
     if ((fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
-        note_holder(fd, path);
+        note_holder(fd, path, "");
     return fd;
+}
+
+void store_lock_closing(const char *path, int lock_fd)
+{
+    if ((fcntl(lock_fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
+        note_holder(lock_fd, path, CLOSING);
 }

@@ -526,6 +526,7 @@ static int end_use(struct fs *fs)
 int fs_close(struct fs *fs)
 {
     int error = 0;
+    store_lock_closing(fs->store_path, fs->lock_fd);
     if (!fs->config.read_only) {
         sealer_stop(fs->sealer);
         fs->sealer = NULL;
