@@ -17,6 +17,8 @@ killed_at() {
     grep -q 'killed by SIGKILL' "$WORK/trace" || fail "$*: $(cat "$WORK/killed.out")"
 }
 
+# The address of its card, as QEMU has it.
+card_of() { "$COWVM" exec-qmp "$1" qom-get '{"path": "nic0", "property": "mac"}' | json .; }
 runs() { [ "$(status_of "$1" 2>/dev/null)" = running ]; }
 lives_on() {
     eventually 30 runs golden
@@ -30,6 +32,8 @@ all_or_nothing() {
     if [ -e "$MNT/copy" ]; then
         assert_eq "$(status_of copy)" running "the copy"
         assert_eq "$(ask copy get)" "prepared prepared"
+        # With a card, and none that its origin has, too.
+        assert_eq "$(card_of copy)" "$(jq -r .mac "$MNT/copy/vm.json")" "the copy's card"
         "$COWVM" rm --force copy
     fi
     eventually 30 qemus_are 1
@@ -44,7 +48,7 @@ test_fork() {
     for call in sync_file_range sendmsg ioctl ftruncate copy_file_range renameat,renameat2 unlinkat; do
         # Far enough for every one of the command's own steps.
         for n in {1..20}; do
-            killed_at "$call" "$n" "$COWVM" fork --keep-card golden copy || break
+            killed_at "$call" "$n" "$COWVM" fork golden copy || break
             printf '%s %s\n' "$call" "$n"
             all_or_nothing
             eventually 30 runs golden

@@ -78,6 +78,7 @@ static int report(const struct fork *f, bool as_json)
         {"restore_ms", "take up the state", ms(s->source_on, s->restored)},
         {"on_ms", "let the new one go on", ms(s->restored, s->on)},
         {"others_ms", "clone, start, take up the others", ms(s->on, s->all_on)},
+        {"card_ms", "exchange the network cards", ms(s->all_on, s->carded)},
         {"paused_ms", "the source stood still for", ms(s->started, s->source_on)},
         {"total_ms", "until the new ones run", ms(s->begin, s->all_on)},
     };

@@ -134,6 +134,19 @@ static void start_others(struct fork *f)
 
 /* ---- all ---- */
 
+/* All at once: guests take their time to let go of a card. One that does not is
+ * no copy: it would be there with its origin's address. */
+static void exchange_cards(struct fork *f)
+{
+    struct fork_copy *end = f->copies + f->count;
+    if (!machine_has_card(&f->source) || f->keep_card)
+        return;
+    for (struct fork_copy *c = f->copies; c < end; c++)
+        c->alive = c->alive && machine_drop_card(&c->vm, c->q);
+    for (struct fork_copy *c = f->copies; c < end; c++)
+        c->alive = c->alive && machine_give_card(&c->vm, c->q);
+}
+
 /* What lives gets its name, the rest goes. */
 static void settle(struct fork *f)
 {
@@ -145,18 +158,6 @@ static void settle(struct fork *f)
     }
 }
 
-/* All at once: guests take their time to let go of a card. */
-static void exchange_cards(struct fork *f)
-{
-    struct fork_copy *end = f->copies + f->count;
-    if (!machine_has_card(&f->source) || f->keep_card)
-        return;
-    for (struct fork_copy *c = f->copies; c < end; c++)
-        c->done = c->done && machine_drop_card(&c->vm, c->q);
-    for (struct fork_copy *c = f->copies; c < end; c++)
-        c->done = c->done && machine_give_card(&c->vm, c->q);
-}
-
 bool fork_run(struct fork *f)
 {
     f->steps.begin = now();
@@ -165,9 +166,10 @@ bool fork_run(struct fork *f)
     if (ok)
         start_others(f);
     f->steps.all_on = now();
+    exchange_cards(f);
+    f->steps.carded = now();
     settle(f);
     journal_end(&f->source);
-    exchange_cards(f);
     for (int i = 0; i < f->count; i++) {
         ok = ok && f->copies[i].done;
         qmp_close(f->copies[i].q);

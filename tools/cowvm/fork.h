@@ -10,7 +10,8 @@
  * and the source has long been running by then.
  *
  * A copy is made and started under a hidden name and gets its own when its guest
- * runs, so an interrupted fork leaves none, or whole ones.
+ * runs and has a network card with its own address, so an interrupted fork leaves
+ * none, or whole ones.
  */
 #ifndef COWVM_FORK_H
 #define COWVM_FORK_H
@@ -19,9 +20,9 @@
 #include "tools/cowvm/vm.h"
 
 /* When each step ended, g_get_monotonic_time; 0: not done. From `restored` on:
- * of the first copy, but for all_on. */
+ * of the first copy, but for all_on and carded. */
 struct steps {
-    gint64 begin, flushed, started, stopped, saved, cloned, source_on, restored, on, all_on;
+    gint64 begin, flushed, started, stopped, saved, cloned, source_on, restored, on, all_on, carded;
 };
 
 struct fork_copy {

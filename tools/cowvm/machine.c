@@ -140,8 +140,8 @@ static bool wait_deleted(struct qmp *q, const char *id)
 bool machine_give_card(struct vm *vm, struct qmp *q)
 {
     if (!wait_deleted(q, "nic0")) {
-        tool_error("%s: the guest does not let go of its network card, which still has the "
-                   "address of its origin's: %s",
+        tool_error("%s: the guest does not let go of its network card, which has the address of "
+                   "its origin's ('cowvm fork --keep-card' leaves it so): %s",
                    vm->path, qmp_error(q));
         return false;
     }
