@@ -3,6 +3,30 @@
 # shellcheck source=vmlib.sh disable=SC2317 # the tests are called by their names
 . "$(dirname "${BASH_SOURCE[0]}")/vmlib.sh"
 
+# Would e2fsck's complaints be noticed? Each of these is damage that it repairs without asking.
+test_damage_is_seen() {
+    local damage
+    mount_up
+    have_guest golden
+    disk_clean golden
+    # Its journal would write over what is damaged.
+    PATH=$PATH:/usr/sbin:/sbin
+    e2fsck -fy "$MNT/golden/disk" || true
+    for damage in "clri /bin/busybox" "freei /bin/busybox" "set_inode_field /bin/busybox links_count 7" \
+        "zap_block -f /bin 0" "unlink /bin/busybox" "set_super_value free_blocks_count 7"; do
+        rm -rf "$MNT/bad"
+        mkdir "$MNT/bad"
+        cp "$MNT/golden/disk" "$MNT/bad/disk"
+        debugfs -w -R "$damage" "$MNT/bad/disk"
+        if [[ $damage == set_super_value* ]]; then
+            # Told, and no damage: the kernel writes these at an unmount only.
+            disk_clean bad
+        elif (disk_clean bad); then
+            fail "not seen: $damage"
+        fi
+    done
+}
+
 test_hibernate() {
     local before
     up_with_guest
