@@ -273,6 +273,8 @@ int token_find(struct token_table *table, const uint64_t value[2], uint64_t *ino
 /* fuse_upgrade.c: whether the installed program could go on with this mount: 0, or a
  * negative errno with the reason. Starts it, and waits for it. */
 int upgrade_check(char *reason, size_t size);
+/* Whether it is the installed program that serves; writes the reason if not. */
+void upgrade_verify(char *reason, size_t size);
 
 /* fuse_ioctl.c */
 void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fuse_file_info *fi,

@@ -11,8 +11,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <spawn.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -43,7 +45,7 @@ static char *installed_program(void)
     return path;
 }
 
-/* What it prints to the standard error goes to `out`. The exit status, or a negative errno. */
+/* What it prints to the standard error goes to `out`. The status as of wait(2), or a negative errno. */
 static int run_program(const char *program, char **words, char *out, size_t size)
 {
     posix_spawn_file_actions_t actions;
@@ -71,7 +73,7 @@ static int run_program(const char *program, char **words, char *out, size_t size
     while (!error && waitpid(pid, &status, 0) < 0)
         if (errno != EINTR)
             error = -errno;
-    return error ? error : WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+    return error ? error : status;
 }
 
 int upgrade_check(char *reason, size_t size)
@@ -91,7 +93,22 @@ int upgrade_check(char *reason, size_t size)
     if (status < 0)
         g_snprintf(reason, size, "%s cannot be started: %s", program ? program : "the program",
                    g_strerror(-status));
+    else if (WIFSIGNALED(status))
+        g_snprintf(reason, size, "%s was killed by signal %d (%s)", program, WTERMSIG(status),
+                   strsignal(WTERMSIG(status)));
     else if (!reason[0])
-        g_snprintf(reason, size, "%s ended with status %d", program, status);
+        g_snprintf(reason, size, "%s ended with status %d", program, WEXITSTATUS(status));
     return -ENOEXEC;
+}
+
+void upgrade_verify(char *reason, size_t size)
+{
+    struct stat mine, installed;
+    g_autofree char *program = installed_program();
+    if (program && stat("/proc/self/exe", &mine) == 0 && stat(program, &installed) == 0 &&
+        (mine.st_dev != installed.st_dev || mine.st_ino != installed.st_ino))
+        g_snprintf(reason, size,
+                   "%s did not get as far as to serve (the log says more), and the program that"
+                   " served before is in its place",
+                   program);
 }

@@ -244,7 +244,8 @@ struct cowfs_ioc_info {
 /*
  * On the root of a mount that has a supervisor: the program that is installed now shall go on
  * in the daemon's place. The answer comes before that happens: ask again (without the
- * flag) until pid is another. For root, and the daemon's own user; else EPERM.
+ * flag) until pid is another; a reason says then that it is not the installed one that serves,
+ * because that has failed. For root, and the daemon's own user; else EPERM.
  */
 enum { COWFS_UPGRADE_GO = 1 };
 struct cowfs_ioc_upgrade {
@@ -253,7 +254,7 @@ struct cowfs_ioc_upgrade {
     uint32_t pid;            /* out: of the daemon */
     uint32_t supervisor_pid; /* out: 0: there is none */
     char program_version[64];
-    char reason[512]; /* out: why nothing will be done; empty: it will */
+    char reason[512]; /* out: why nothing will be done, or was; empty: it will, or was */
 };
 
 #define COWFS_IOC_TOKEN _IOWR('c', 1, struct cowfs_ioc_token)

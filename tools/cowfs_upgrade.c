@@ -41,6 +41,10 @@ static int upgrade(const char *path, int fd)
     for (unsigned waited_ms = 0; waited_ms < TIMEOUT_S * 1000; waited_ms += POLL_MS) {
         if (!ask(fd, path, 0, &now))
             return EXIT_FAILED;
+        if (now.pid != before.pid && now.reason[0]) {
+            tool_error("%s: goes on as it is: %s", path, now.reason);
+            return EXIT_FAILED;
+        }
         if (now.pid != before.pid) {
             printf("%s: version %s (process %" PRIu32 ") has taken over from %s (process %" PRIu32
                    ")\n",

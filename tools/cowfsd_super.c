@@ -31,6 +31,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -57,9 +58,10 @@ struct supervisor {
     int lock_fd;    /* -1 in FIRST */
     int control_fd; /* to the daemon; -1 between two */
     char *program;  /* where cowfsd is installed */
-    int saved_fd;   /* the program that served last: what is installed may be broken */
-    int tried_fd;   /* the one that is starting */
-    pid_t daemon;   /* 0: there is none just now */
+    int saved_fd;   /* the program that served last, and well: what is installed may be broken */
+    int tried_fd;   /* the installed one, which starts, or serves; -1: the saved one does */
+    struct stat broken; /* the installed one that failed where the saved one did not; st_ino 0 */
+    pid_t daemon;       /* 0: there is none just now */
     pid_t flusher;
     int64_t started_us;
     struct hurry hurry; /* the daemon's */
@@ -115,9 +117,10 @@ __attribute__((noreturn)) static void become_daemon(const struct supervisor *s, 
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     place_descriptors(from);
-    if (!saved)
+    if (saved)
+        execveat(saved_fd, "", s->config->daemon_argv, environ, AT_EMPTY_PATH);
+    else
         execv(s->program, s->config->daemon_argv);
-    execveat(saved_fd, "", s->config->daemon_argv, environ, AT_EMPTY_PATH);
     _exit(EXEC_FAILED);
 }
 
@@ -128,11 +131,43 @@ static void replace_fd(int *fd, int by)
     *fd = by;
 }
 
+static bool same_program(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino &&
+           a->st_ctim.tv_sec == b->st_ctim.tv_sec && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+/* -1: there is none, or it has failed before. */
+static int open_installed(const struct supervisor *s)
+{
+    struct stat st;
+    int fd = open(s->program, O_PATH | O_CLOEXEC);
+    if (fd >= 0 && (fstat(fd, &st) != 0 || same_program(&st, &s->broken))) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* Of the daemon that has ended: whether what is installed shall be started once more. */
+static void judge_program(struct supervisor *s, bool failed, bool proven)
+{
+    struct stat tried, saved;
+    if (s->tried_fd >= 0 && failed && fstat(s->tried_fd, &tried) == 0 &&
+        fstat(s->saved_fd, &saved) == 0 && !same_program(&tried, &saved)) {
+        s->broken = tried;
+        g_critical("%s: what is installed as %s fails: the program that served before goes on",
+                   s->config->point.path, s->program);
+    }
+    if (s->tried_fd >= 0 && proven) {
+        replace_fd(&s->saved_fd, s->tried_fd);
+        s->tried_fd = -1;
+    }
+}
+
 static void start_daemon(struct supervisor *s)
 {
     int pair[2];
-    /* After a failure the program that served before may do better than the installed one. */
-    bool saved = s->failures % 2 == 1;
     s->ready = s->in_order = false;
     s->started_us = g_get_monotonic_time();
     g_clear_pointer(&s->reason, g_free);
@@ -140,7 +175,8 @@ static void start_daemon(struct supervisor *s)
         s->failures++;
         return;
     }
-    replace_fd(&s->tried_fd, saved ? -1 : open(s->program, O_PATH | O_CLOEXEC));
+    replace_fd(&s->tried_fd, open_installed(s));
+    bool saved = s->tried_fd < 0;
     bool hurry = s->served && hurry_allow(&s->hurry, HURRY_MS);
     pid_t pid = fork();
     if (pid == 0)
@@ -161,10 +197,6 @@ static void on_ready(struct supervisor *s, int fd)
 {
     s->ready = true;
     s->failures = 0;
-    if (s->tried_fd >= 0) {
-        replace_fd(&s->saved_fd, s->tried_fd);
-        s->tried_fd = -1;
-    }
     hurry_ends_in(&s->hurry, HURRY_SERVING_MS);
     if (s->served) {
         g_message("%s: process %d goes on, after %.0f ms", s->config->point.path, (int)s->daemon,
@@ -259,6 +291,8 @@ static void on_death(struct supervisor *s, int status)
     hurry_look(&s->hurry, 0);
     if (upgrade) {
         s->state->death_signal = 0;
+        judge_program(s, false, true);
+        s->broken.st_ino = 0; /* somebody wants it, and has asked it */
         g_message("%s: process %d has handed over", s->config->point.path, (int)pid);
         return;
     }
@@ -278,6 +312,7 @@ static void on_death(struct supervisor *s, int status)
     describe(status, how, sizeof(how));
     g_critical("%s: the daemon, process %d, %s%s%s", s->config->point.path, (int)pid, how,
                s->reason ? ": " : "", s->reason ? s->reason : "");
+    judge_program(s, !s->ready || (short_life && !killed), !short_life);
 }
 
 static void on_child(struct supervisor *s)
