@@ -45,19 +45,21 @@ test_guest_notices_nothing() {
 
 # As test_daemon_dies in crash.sh; but the fork goes on, and nobody is lost.
 test_daemon_dies_in_a_fork() {
+    local step
     need_strace
     up_with_guest supervise
-    strace -o /dev/null -e trace=copy_file_range -e inject=copy_file_range:signal=STOP:when=1 \
-        "$COWVM" fork golden copy >"$WORK/fork.out" 2>&1 &
-    eventually 30 stopped_fork
-    kill_server
-    kill -CONT "$(pids_of cowvm)"
-    wait $! || fail "fork: $(cat "$WORK/fork.out")"
-    for vm in golden copy; do
-        assert_eq "$(ask "$vm" get)" "prepared prepared" "$vm"
-        counts_on "$vm"
+    for step in ftruncate:1 sendmsg:10 copy_file_range:1 sendmsg:14 renameat2:1; do
+        stop_at "$step" "$COWVM" fork golden copy >"$WORK/fork.out" 2>&1 &
+        eventually 30 stopped_fork
+        kill_server
+        kill -CONT "$(pids_of cowvm)"
+        wait $! || fail "$step: fork: $(cat "$WORK/fork.out")"
+        assert_eq "$(ask copy get)" "prepared prepared" "$step"
+        vms_are "copy golden"
+        [ "$step" = renameat2:1 ] || "$COWVM" rm --force copy
     done
-    vms_are "copy golden"
+    counts_on golden
+    counts_on copy
     down_with_guests
     mount_down
 }

@@ -98,10 +98,10 @@ vms_are() { [ "$(names_in "$COWVM_DIR")" = "$1" ]; }
 # The guest's file system after a power cut: the journal is replayed, what was being removed is
 # removed, free space is counted anew. Anything else that e2fsck says is damage.
 disk_clean() {
-    local line
+    local line said
     cp "$COWVM_DIR/$1/disk" "$WORK/fsck.img"
     PATH=$PATH:/usr/sbin:/sbin
-    e2fsck -fy "$WORK/fsck.img" >"$WORK/fsck.out" 2>&1 || true
+    said=$(e2fsck -fy "$WORK/fsck.img" 2>&1) || true
     while IFS= read -r line; do
         case $line in
             '' | 'e2fsck '* | 'Pass '[1-5]': '* | 'Fix? yes') ;;
@@ -109,9 +109,9 @@ disk_clean() {
             'Clearing orphaned inode '* | 'Truncating orphaned inode '*) ;;
             'Setting free '* | 'Free blocks count wrong ('* | 'Free inodes count wrong ('*) ;;
             "$WORK/fsck.img: "[0-9]*/[0-9]*' files ('*) ;;
-            *) fail "e2fsck of $1: '$line' in: $(cat "$WORK/fsck.out")" ;;
+            *) fail "e2fsck of $1: '$line' in: $said" ;;
         esac
-    done <"$WORK/fsck.out"
+    done <<<"$said"
     e2fsck -fn "$WORK/fsck.img" >/dev/null || fail "e2fsck finds more: $1"
     rm "$WORK/fsck.img"
 }
@@ -184,6 +184,12 @@ down_with_guests() {
 need_strace() {
     need_tool strace
     strace -o /dev/null true 2>/dev/null || skip "processes cannot be traced here"
+}
+# stop_at CALL:N COMMAND...: it stands still (as by Ctrl-Z) at its Nth call of that name.
+stop_at() {
+    local call=${1%:*} n=${1#*:}
+    shift
+    strace -o /dev/null -e "trace=$call" -e "inject=$call:signal=STOP:when=$n" "$@"
 }
 # The cowvm that strace was told to stop stands still, and not just at a call that is traced.
 stopped_fork() {

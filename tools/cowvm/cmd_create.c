@@ -2,6 +2,7 @@
 /* cmd_create.c - cowvm create. The VM gets its name when it is whole. */
 #include "tools/cowfs_tool.h"
 #include "tools/cowvm/cowvm.h"
+#include "tools/cowvm/journal.h"
 #include "tools/cowvm/process.h"
 #include "tools/cowvm/qemu.h"
 #include "tools/cowvm/runtime.h"

@@ -134,7 +134,8 @@ static bool reset(struct vm *vm, const struct vm *kept)
     bool ok = journal_begin(vm, JOURNAL_BUILD, false) &&
               clone_directory(fd, kept->path, vm->parent_fd, vm->parent, hidden) &&
               vm_locate_inside(&now, vm, hidden) && vm_open_located(&now) &&
-              take_identity(&now, vm) && runtime_kill(vm) && swap(vm, hidden);
+              take_identity(&now, vm) && journal_reset(vm, HIDDEN_FIRST, &now) &&
+              runtime_kill(vm) && swap(vm, hidden);
     close(fd);
     if (!ok)
         runtime_discard(vm->parent_fd, vm->parent, hidden);

@@ -2,7 +2,7 @@
 /*
  * cmd_run.c - cowvm run: a clone that lives as long as the command.
  *
- * The clone keeps a hidden name. Its guard (runtime.h) removes it when this
+ * The clone keeps a hidden name. Its guard (journal.h) removes it when this
  * process is gone, however that came about; QEMU dies with this process by the
  * kernel's doing.
  */

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * machine.h - what several commands do with a machine. The VM's lock is held,
- * and a journal is open where a step may be interrupted (runtime.h).
+ * and a journal is open where a step may be interrupted (journal.h).
  *
  * All functions: false: said so already.
  */
 #ifndef COWVM_MACHINE_H
 #define COWVM_MACHINE_H
 
+#include "tools/cowvm/journal.h"
 #include "tools/cowvm/qemu.h"
 #include "tools/cowvm/runtime.h"
 #include "tools/cowvm/vm.h"

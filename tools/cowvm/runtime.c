@@ -2,8 +2,8 @@
 #include "tools/cowvm/runtime.h"
 #include "tools/cowfs_tool.h"
 #include "tools/cowfs_tree.h"
+#include "tools/cowvm/journal.h"
 #include "tools/cowvm/qmp.h"
-#include "tools/cowvm/state.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -14,10 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #define DEFAULT_RUN "/run/cowvm"
@@ -75,8 +73,6 @@ static int try_lock(int run_fd, int *lock_fd)
     return 1;
 }
 
-static bool recover(struct vm *vm);
-
 bool runtime_lock(struct vm *vm)
 {
     if (!runtime_open(vm))
@@ -103,7 +99,7 @@ bool runtime_lock(struct vm *vm)
                 return false;
         }
     }
-    return recover(vm);
+    return journal_recover(vm);
 }
 
 static void remove_run_directory(const char *uuid)
@@ -217,7 +213,9 @@ static void end_machine(int parent_fd, const char *parent, const char *name, con
     if (uuid && g_uuid_string_is_valid(uuid) && !vm_is_foreign(&vm) &&
         (!owner || strcmp(uuid, owner) != 0 || is_owners_home(name))) {
         runtime_kill(&vm);
-        runtime_remove(&vm);
+        /* The owner's has the journal in it, which stays until all else is gone. */
+        if (!is_owners_home(name))
+            runtime_remove(&vm);
     }
     vm_close(&vm);
 }
@@ -268,130 +266,15 @@ static bool discard_hidden(int parent_fd, const char *parent, const char *owner)
     return ok;
 }
 
+bool runtime_discard_own(const struct vm *vm)
+{
+    return discard_hidden(vm->parent_fd, vm->parent, vm_uuid(vm));
+}
+
 void runtime_sweep(const struct vm *vm)
 {
     /* Its own, too: a command that could not even remove them has ended in order. */
     if (vm->lock_fd >= 0)
-        discard_hidden(vm->parent_fd, vm->parent, vm_uuid(vm));
+        runtime_discard_own(vm);
     discard_hidden(vm->parent_fd, vm->parent, NULL);
-}
-
-/* ---- putting right ---- */
-
-static bool go_on(struct vm *vm)
-{
-    g_autofree char *reason = NULL;
-    struct qmp *q = qmp_connect(vm->run_fd, "qmp", 5000, &reason);
-    bool ok = q && state_cancel(vm, q) && qmp_do(q, "cont", NULL);
-    if (!ok)
-        tool_error("%s: cannot be continued: %s", vm->path, q ? qmp_error(q) : reason);
-    qmp_close(q);
-    return ok;
-}
-
-/* See runtime.h. */
-static bool recover_machine(struct vm *vm, int op, bool was_running)
-{
-    if (op == JOURNAL_BUILD || !runtime_pid(vm))
-        return vm->dir_fd < 0 || vm_unlink(vm, VM_STATE_NEW);
-    if (op == JOURNAL_MOVE && vm_has(vm, VM_STATE))
-        return runtime_kill(vm);
-    return vm_unlink(vm, VM_STATE) && vm_unlink(vm, VM_STATE_NEW) && (!was_running || go_on(vm));
-}
-
-/* The lock is held. */
-static bool recover(struct vm *vm)
-{
-    char text[2] = {0};
-    int fd = openat(vm->run_fd, "journal", O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return true;
-    ssize_t got = read(fd, text, sizeof(text));
-    close(fd);
-    /* An empty one was not finished: nothing had been done then. */
-    bool ok = got < (ssize_t)sizeof(text) || recover_machine(vm, text[0], text[1] == 'r');
-    ok = discard_hidden(vm->parent_fd, vm->parent, vm_uuid(vm)) && ok;
-    if (ok)
-        unlinkat(vm->run_fd, "journal", 0);
-    if (ok && vm->disposable)
-        runtime_remove(vm);
-    return ok;
-}
-
-/* ---- the journal and its guard ---- */
-
-/* What it was born with and does not need: above all the connection to QEMU,
- * which would not serve another one as long as this one is open. */
-static void close_others(const int *keep, size_t count)
-{
-    for (int fd = 3; fd < sysconf(_SC_OPEN_MAX) && fd < 1024; fd++) {
-        bool kept = false;
-        for (size_t i = 0; i < count; i++)
-            kept = kept || keep[i] == fd;
-        if (!kept)
-            close(fd);
-    }
-}
-
-/* The guard: waits until the command has ended, which closes the pipe. */
-static void __attribute__((noreturn)) guard(struct vm *vm, int pipe_fd)
-{
-    char word;
-    ssize_t got;
-    const int keep[] = {vm->parent_fd, vm->dir_fd, vm->run_fd, vm->lock_fd, pipe_fd};
-    close_others(keep, G_N_ELEMENTS(keep));
-    setsid();
-    prctl(PR_SET_NAME, "cowvm-guard");
-    signal(SIGINT, SIG_IGN);
-    signal(SIGTERM, SIG_IGN);
-    signal(SIGHUP, SIG_IGN);
-    /* Whoever reads the command's output must not wait for the guard. */
-    int null = open("/dev/null", O_RDWR);
-    for (int fd = 0; null >= 0 && fd <= 2; fd++)
-        dup2(null, fd);
-    do
-        got = read(pipe_fd, &word, 1);
-    while (got < 0 && errno == EINTR);
-    if (got == 0)
-        recover(vm);
-    _exit(0);
-}
-
-bool journal_begin(struct vm *vm, enum journal_op op, bool was_running)
-{
-    int ends[2];
-    char text[2] = {(char)op, was_running ? 'r' : 'p'};
-    int fd = openat(vm->run_fd, "journal", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    bool ok = fd >= 0 && write(fd, text, sizeof(text)) == (ssize_t)sizeof(text);
-    if (fd >= 0)
-        close(fd);
-    if (!ok || pipe2(ends, O_CLOEXEC) != 0) {
-        tool_error("%s: journal: %s", vm->path, g_strerror(errno));
-        return false;
-    }
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0) {
-        close(ends[1]);
-        /* Once more, so that nobody has to wait for it. */
-        if (fork() != 0)
-            _exit(0);
-        guard(vm, ends[0]);
-    }
-    close(ends[0]);
-    if (pid > 0)
-        waitpid(pid, NULL, 0);
-    vm->guard_fd = ends[1];
-    return pid > 0;
-}
-
-void journal_end(struct vm *vm)
-{
-    if (vm->guard_fd < 0)
-        return;
-    unlinkat(vm->run_fd, "journal", 0);
-    ssize_t sent = write(vm->guard_fd, "d", 1);
-    (void)sent; /* a guard that was killed needs no word */
-    close(vm->guard_fd);
-    vm->guard_fd = -1;
 }

@@ -11,21 +11,7 @@
  *   serial.log  all that the guest wrote there
  *   qemu.log    what QEMU said
  *
- * A command that ends in the middle, by kill -9 too, leaves its journal. Its
- * guard, a process of its own that waits for just that, puts things right at
- * once; if the guard is killed as well, the next command that takes the lock
- * does. What "right" is:
- *
- *   - hidden directories of that command (hidden_name) are clones in the making:
- *     their QEMUs are killed and they are removed. What the user has been given
- *     has been renamed before, as the last step.
- *   - a VM that was stopped for a moment goes on; what was being saved of it is
- *     removed. If it was being saved for good (hibernate) or taken up again
- *     (start), there is one point of no return, the rename or unlink of
- *     snapshot.snap: before or after it, the VM is wholly in one state.
- *
- * The journal also stands for nothing after a reboot: then nothing runs, and
- * hidden directories are known by their names (runtime_sweep).
+ * What a command that was killed leaves behind is put right by journal.h.
  */
 #ifndef COWVM_RUNTIME_H
 #define COWVM_RUNTIME_H
@@ -33,12 +19,6 @@
 #include "tools/cowvm/vm.h"
 
 #include <sys/types.h>
-
-enum journal_op {
-    JOURNAL_BUILD = 'b', /* hidden directories only; the VM itself is left alone */
-    JOURNAL_PAUSE = 'p', /* the same, and the VM stands still for a moment */
-    JOURNAL_MOVE = 'm',  /* it is being hibernated or started: see above */
-};
 
 /* Makes the VM's runtime directory if need be. False: said so already. */
 bool runtime_open(struct vm *vm);
@@ -48,11 +28,6 @@ bool runtime_lock(struct vm *vm);
 /* Removes the runtime directory of a VM that is gone for good. */
 void runtime_remove(struct vm *vm);
 
-/* From journal_begin to journal_end the guard watches. `was_running`: it is to
- * go on; a VM that its user has stopped stays stopped. */
-bool journal_begin(struct vm *vm, enum journal_op op, bool was_running);
-void journal_end(struct vm *vm);
-
 /* Where a clone is made before it gets its name; HIDDEN_OWNER is where the
  * owner itself lives (cowvm run --rm). The caller frees it. */
 enum { HIDDEN_OWNER = 0, HIDDEN_FIRST = 1 };
@@ -60,6 +35,8 @@ char *hidden_name(const struct vm *owner, unsigned number);
 /* Removes what interrupted commands have left in vm->parent. The VM's lock is
  * held, and its journal not yet begun. */
 void runtime_sweep(const struct vm *vm);
+/* ... and those of this VM's commands. False: said so already. */
+bool runtime_discard_own(const struct vm *vm);
 /* Kills the QEMU of the VM in parent/name, if there is one, and removes both
  * directories. */
 bool runtime_discard(int parent_fd, const char *parent, const char *name);

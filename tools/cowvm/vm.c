@@ -198,6 +198,15 @@ bool vm_open_located(struct vm *vm)
     return read_config(vm) && claim(vm);
 }
 
+bool vm_reopen(struct vm *vm)
+{
+    if (vm->dir_fd >= 0)
+        close(vm->dir_fd);
+    json_decref(vm->config);
+    vm->config = NULL;
+    return vm_open_located(vm);
+}
+
 bool vm_open(struct vm *vm, const char *argument)
 {
     return vm_locate(vm, argument) && vm_open_located(vm);

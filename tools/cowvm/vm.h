@@ -72,6 +72,8 @@ bool vm_locate_inside(struct vm *vm, const struct vm *other, const char *name);
 bool vm_open(struct vm *vm, const char *argument);
 /* After vm_locate: the same. */
 bool vm_open_located(struct vm *vm);
+/* Another directory has its name now. */
+bool vm_reopen(struct vm *vm);
 void vm_close(struct vm *vm);
 
 /* Writes vm.json as one step; it is this directory's from then on. */
