@@ -93,8 +93,9 @@ def best_of(samples, names, higher=True):
 
 
 def process_memory(pids):
-    """Rss, Pss and Anonymous of some processes together, in bytes."""
-    total = {"Rss": 0, "Pss": 0, "Anonymous": 0}
+    """Rss, Pss, of that tmpfs's pages (Pss_Shmem), and Anonymous of some processes together, in
+    bytes."""
+    total = {"Rss": 0, "Pss": 0, "Pss_Shmem": 0, "Anonymous": 0}
     for pid in pids:
         for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines():
             name, _, rest = line.partition(":")

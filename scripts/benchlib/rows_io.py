@@ -46,7 +46,9 @@ def end_of_a_chain(bench):
 def daemon_memory(bench):
     """For each file: bench_io fill, bench_io write of 20,000 blocks, bench_io read; then the
     daemon's /proc/PID/smaps_rollup. Rss counts pages shared with others (binary, mapped
-    segments) in full, Pss by share, Anonymous is what only the daemon's own heap holds."""
+    segments) in full, Pss by share, Anonymous is what only the daemon's own heap holds. "Own": Pss
+    without the pages of the store's files on tmpfs, which are in memory whether it maps them or
+    not."""
     s = bench.scale
     bench.sandbox.need("row 7", s.unique_gib * GIB * 2)
     room = s.unique_gib * GIB + 2 * GIB
@@ -59,17 +61,21 @@ def daemon_memory(bench):
     steps = ["idle mount"] + [f"after writing, overwriting and reading {n} GiB"
                               for n in range(1, s.unique_gib + 1)] + ["3 s later"]
     for number, step in enumerate(steps):
-        samples = {n: [f[number]["Pss"]] for n, f in found.items()}
-        for kind in ("Rss", "Anonymous"):
+        samples = {n: [own_memory(f[number])] for n, f in found.items()}
+        for kind in ("Pss", "Rss", "Anonymous"):
             if "cowfs" in found:
                 samples[f"cowfs {kind}"] = [found["cowfs"][number][kind]]
-        bench.report.add(7, f"daemon's memory (Pss), {step}", "B", {"cowfs": [], **samples},
+        bench.report.add(7, f"daemon's own memory, {step}", "B", {"cowfs": [], **samples},
                          skipped=bench.cowfs_missing)
-    slopes = {n: [(f[s.unique_gib]["Pss"] - f[1]["Pss"]) / (s.unique_gib - 1)]
+    slopes = {n: [(own_memory(f[s.unique_gib]) - own_memory(f[1])) / (s.unique_gib - 1)]
               for n, f in found.items() if s.unique_gib > 1}
     if slopes:
         bench.report.add(7, f"more memory per GiB of unique data, from 1 to {s.unique_gib} GiB",
                          "B", {"cowfs": [], **slopes}, skipped=bench.cowfs_missing)
+
+
+def own_memory(found):
+    return found["Pss"] - found["Pss_Shmem"]
 
 
 def memory_steps(bench, target):
