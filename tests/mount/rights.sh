@@ -305,4 +305,62 @@ test_no_old_bytes() {
     done
 }
 
+# What a mapping has behind the end of the file never becomes its content, nor that of a clone, and
+# what was freed in whatever way is not in the segments' files any more either. (The roads one by
+# one, also through crashes: tests/unit/test_freed.c.)
+test_nothing_stays_below() {
+    local secret="SECRET of another user"
+    mount_up passthrough
+    { yes "$secret" || true; } | head -c 5000100 >"$WORK/secret"
+    # To the end of its last page, by one who may.
+    cat >"$WORK/behind.py" <<'EOF'
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+size = os.fstat(fd).st_size
+with mmap.mmap(fd, size) as m:
+    import ctypes
+    start = ctypes.addressof(ctypes.c_char.from_buffer(m))
+    ctypes.memmove(start + size, b"SECRET" * 100, 600)
+    m_flush = ctypes.CDLL(None, use_errno=True).msync
+    page = start + size // 4096 * 4096
+    assert m_flush(ctypes.c_void_p(page), ctypes.c_size_t(4096), 4) == 0
+    os._exit(0)
+EOF
+    head -c 8292 /dev/zero | tr '\0' x >"$MNT/mapped"
+    python3 "$WORK/behind.py" "$MNT/mapped"
+    cp "$MNT/mapped" "$MNT/mapped2"
+    truncate -s 20000 "$MNT/mapped2"
+    truncate -s 20000 "$MNT/mapped"
+    for name in clone punch cut zero gone tree pack seal1 seal2; do
+        # Each of them other chunks.
+        { printf '%s' "$name" && cat "$WORK/secret"; } >"$MNT/$name"
+    done
+    mkdir "$MNT/d"
+    mv "$MNT/tree" "$MNT/d"
+    cp "$MNT/seal1" "$MNT/seal2"
+    sync -f "$MNT"
+    grep -qa SECRET "$STORE"/segments/* || fail "the test sees nothing"
+    "$COWFS" clone "$MNT/clone" "$MNT/clone2"
+    "$COWFS" seal "$MNT/seal1" "$MNT/seal2"
+    "$COWFS" pack "$MNT/pack"
+    { yes "no such thing as before" || true; } | head -c 5000100 >"$WORK/plain"
+    for name in clone clone2 seal1 seal2 pack; do
+        { printf '%s' "$name" && cat "$WORK/plain"; } | dd of="$MNT/$name" bs=7k conv=notrunc status=none
+    done
+    fallocate -p -o 0 -l 6000000 "$MNT/punch"
+    fallocate -z -o 0 -l 6000000 "$MNT/zero"
+    truncate -s 0 "$MNT/cut"
+    truncate -s 5000100 "$MNT/cut"
+    rm "$MNT/gone"
+    "$COWFS" rm "$MNT/d"
+    nothing_below() {
+        sync -f "$MNT"
+        ! grep -qa SECRET "$STORE"/segments/*
+    }
+    eventually 30 nothing_below
+    ! grep -ra SECRET "$MNT" >"$WORK/shown" || fail "shown: $(head -c 300 "$WORK/shown")"
+    mount_down
+    ! grep -qa SECRET "$STORE"/segments/* || fail "it is there again"
+}
+
 run_tests "$@"
