@@ -116,6 +116,7 @@ test_snapshot_and_reset() {
 }
 
 test_create() {
+    local option
     mount_up
     create_guest new
     assert_eq "$(state_of new)" off
@@ -130,6 +131,10 @@ test_create() {
     expect 1 "$COWVM" create bad --disk "$WORK/missing"
     expect 2 "$COWVM" create bad
     expect 2 "$COWVM" create bad --disk "$WORK/cut.qcow2" --memory 3
+    for option in "--cpus 0" "--append quiet" "--initrd $COWFS_INPUTS/guest/initrd"; do
+        # shellcheck disable=SC2086 # two words
+        expect 2 "$COWVM" create bad --disk "$WORK/cut.qcow2" $option
+    done
     expect 1 "$COWVM" create ../bad/.hidden --disk "$WORK/cut.qcow2"
     vms_are new
     nothing_hidden

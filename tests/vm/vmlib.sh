@@ -135,7 +135,7 @@ prepare_guest() {
     . "$testlib_root/scripts/lib/guest.sh"
     mkdir -p "$COWFS_INPUTS"
     guest_build "$COWFS_INPUTS/guest" || skip "the guest's packages cannot be had"
-    recipe="$(cat "$COWFS_INPUTS/guest/guest.recipe") $guest_memory $guest_append 1
+    recipe="$(cat "$COWFS_INPUTS/guest/guest.recipe") $guest_memory $guest_append 2
 $(qemu-system-x86_64 --version | head -n 1)"
     [ "$(cat "$out/recipe" 2>/dev/null)" != "$recipe" ] || return 0
     mount_up

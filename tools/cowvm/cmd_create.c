@@ -194,9 +194,9 @@ static bool take_option(struct creation *c, int option, const char *value)
 
 static json_t *default_config(void)
 {
-    return json_pack("{s:i,s:i,s:i,s:s,s:b,s:[],s:[]}", "version", 1, "memory_mib",
+    return json_pack("{s:i,s:i,s:i,s:s,s:b,s:b,s:[],s:[]}", "version", 1, "memory_mib",
                      VM_DEFAULT_MEMORY_MIB, "cpus", VM_DEFAULT_CPUS, "accel",
-                     qemu_best_accelerator(), "network", 0, "forward", "qemu_options");
+                     qemu_best_accelerator(), "network", 0, "notify", 1, "forward", "qemu_options");
 }
 
 int cmd_create(int argc, char **argv)
@@ -234,6 +234,8 @@ int cmd_create(int argc, char **argv)
         status = tool_misused("--disk IMAGE is missing");
     } else if (c.initrd && !c.kernel) {
         status = tool_misused("--initrd needs --kernel");
+    } else if (json_object_get(c.config, "append") && !c.kernel) {
+        status = tool_misused("--append needs --kernel");
     } else {
         for (int i = optind + 1; i < argc; i++)
             json_array_append_new(json_object_get(c.config, "qemu_options"), json_string(argv[i]));

@@ -3,6 +3,7 @@
 #include "tools/cowfs_tool.h"
 #include "tools/cowvm/clone.h"
 #include "tools/cowvm/machine.h"
+#include "tools/cowvm/notify.h"
 #include "tools/cowvm/state.h"
 
 #include <errno.h>
@@ -152,6 +153,8 @@ static void settle(struct fork *f)
 {
     for (int i = 0; i < f->count; i++) {
         struct fork_copy *c = &f->copies[i];
+        if (c->alive)
+            notify_guest(&c->vm, "fork", c->target.name);
         c->done = c->alive && give_name(f, c);
         if (c->made && !c->done)
             runtime_discard(f->source.parent_fd, f->source.parent, c->hidden);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/cowvm/journal.h"
 #include "tools/cowfs_tool.h"
+#include "tools/cowvm/notify.h"
 #include "tools/cowvm/qmp.h"
 #include "tools/cowvm/runtime.h"
 #include "tools/cowvm/state.h"
@@ -100,7 +101,11 @@ static bool recover_machine(struct vm *vm, const struct entry *e)
         return vm->dir_fd < 0 || vm_unlink(vm, VM_STATE_NEW);
     if (op == JOURNAL_MOVE && vm_has(vm, VM_STATE))
         return runtime_kill(vm);
-    return vm_unlink(vm, VM_STATE) && vm_unlink(vm, VM_STATE_NEW) && (!was_running || go_on(vm));
+    bool ok = vm_unlink(vm, VM_STATE) && vm_unlink(vm, VM_STATE_NEW) && (!was_running || go_on(vm));
+    /* Perhaps once more. */
+    if (ok && op == JOURNAL_MOVE && was_running)
+        notify_guest(vm, "resume", vm->name);
+    return ok;
 }
 
 /* Was the VM to be made, or to be removed? Then nobody else tidies up. */

@@ -2,6 +2,7 @@
 #include "tools/cowvm/machine.h"
 #include "tools/cowfs_tool.h"
 #include "tools/cowvm/clone.h"
+#include "tools/cowvm/notify.h"
 #include "tools/cowvm/state.h"
 
 #include <signal.h>
@@ -24,10 +25,13 @@ bool machine_take_up(struct vm *vm, bool incoming, bool durable)
     if (!q)
         return false;
     bool ok;
-    if (incoming)
+    if (incoming) {
         ok = state_expect(vm, q) && state_load(vm, q) && state_go_on(vm, q, durable);
-    else
+        if (ok)
+            notify_guest(vm, "resume", vm->name);
+    } else {
         ok = qmp_do(q, "cont", NULL) || failed(vm, q, "cont");
+    }
     qmp_close(q);
     return ok;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/cowvm/qemu.h"
 #include "tools/cowfs_tool.h"
+#include "tools/cowvm/notify.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -70,6 +71,18 @@ static void add_network(GPtrArray *words, const struct vm *vm)
         vm_string(vm, "mac"));
 }
 
+/* Where the guest is told who it is now (notify.h). A machine that was saved
+ * without that device cannot be taken up with it. */
+static void add_notify(GPtrArray *words, const struct vm *vm)
+{
+    if (!notify_wanted(vm))
+        return;
+    add(words, "-chardev");
+    add(words, "pipe,id=notify,path=/proc/self/fd/%d/" NOTIFY_PIPE, vm->run_fd);
+    add_pair(words, "-device", "virtio-serial-pci,id=serial0,max_ports=2");
+    add_pair(words, "-device", "virtserialport,bus=serial0.0,chardev=notify,name=" NOTIFY_PORT);
+}
+
 /* Relative names: the process is in the VM's directory, wherever that moves. */
 static GPtrArray *command_line(const struct vm *vm, const struct qemu_options *o, int qmp_fd,
                                int console_fd)
@@ -108,6 +121,7 @@ static GPtrArray *command_line(const struct vm *vm, const struct qemu_options *o
     add_pair(words, "-device", "virtio-rng-pci");
     add_kernel(words, vm);
     add_network(words, vm);
+    add_notify(words, vm);
     add(words, "-chardev");
     add(words, "socket,id=qmp,fd=%d,server=on,wait=off", qmp_fd);
     add_pair(words, "-mon", "chardev=qmp,mode=control");
@@ -207,7 +221,7 @@ pid_t qemu_start(struct vm *vm, const struct qemu_options *o)
 {
     int report[2], error = 0;
     pid_t parent = getpid();
-    if (!o->incoming && !fresh_memory(vm))
+    if (!notify_prepare(vm) || (!o->incoming && !fresh_memory(vm)))
         return 0;
     if (pipe2(report, O_CLOEXEC) != 0) {
         tool_error("%s: %s", vm->path, g_strerror(errno));
