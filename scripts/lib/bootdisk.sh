@@ -9,7 +9,7 @@
 #                    docs/hypervisors.md)
 #   =power           when its power button is pressed; it unmounts and powers off
 # and answers lines: "cpus" with "=cpus N", "disk" with "=disk N", the number of block devices, and
-# "echo WORDS" with "=echo WORDS".
+# "echo WORDS" with "=echo WORDS", "keep WORDS" with "=keep", and from then on "kept" with "=kept WORDS".
 
 # shellcheck source=guest.sh
 . "$(dirname "${BASH_SOURCE[0]}")/guest.sh"
@@ -50,6 +50,8 @@ while read -r line; do
         cpus) echo "=cpus $(grep -c ^processor /proc/cpuinfo)" ;;
         disk) echo "=disk $(ls -d /sys/block/vd* | wc -l)" ;;
         "echo "*) echo "=echo ${line#* }" ;;
+        "keep "*) kept=${line#* } && echo "=keep" ;;
+        kept) echo "=kept $kept" ;;
     esac
 done
 INIT
