@@ -130,6 +130,8 @@ test_new_one_crashes() { dies 'kill -SEGV $$'; }
 
 # It serves, and dies soon: at a request that the one before can serve.
 test_new_one_crashes_when_it_serves() {
+    # shellcheck disable=SC2034 # testlib.sh's
+    expect_segv=1
     begin
     setfattr -n user.cowfs-fault -v good "$MNT/b"
     install_script 'export COWFS_DEBUG_FAULTS=1
