@@ -33,6 +33,8 @@ struct txn {
     unsigned participant_count;
     void (*publish)(void *arg); /* NULL: nobody wants to know */
     void *publish_arg;
+    void (*data_failed)(void *arg); /* NULL: nobody wants to know */
+    void *data_failed_arg;
 
     struct gate *gate;
     atomic_int_fast64_t dirty_bytes;
@@ -108,6 +110,18 @@ void txn_set_publish(struct txn *t, void (*publish)(void *arg), void *arg)
     g_assert(!t->started);
     t->publish = publish;
     t->publish_arg = arg;
+}
+
+void txn_set_data_failed(struct txn *t, void (*failed)(void *arg), void *arg)
+{
+    g_assert(!t->started);
+    t->data_failed = failed;
+    t->data_failed_arg = arg;
+}
+
+void txn_fail_data(struct txn *t)
+{
+    atomic_store(&t->sync_error, -EIO);
 }
 
 void txn_exit(struct txn *t)
@@ -206,6 +220,8 @@ static int sync_segments(struct txn *t)
     if (!error && t->syncs_done < wanted) {
         uint64_t number = atomic_fetch_add(&t->syncs, 1) + 1;
         error = segments_sync(t->segments);
+        if (error && t->data_failed)
+            t->data_failed(t->data_failed_arg);
         if (error)
             /* Never -ENOSPC, which stands for what can be tried again: this cannot,
              * so nobody may go on changing what will not become durable. */

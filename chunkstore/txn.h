@@ -58,6 +58,11 @@ struct txn *txn_new(struct metadb *db, struct segments *segments, struct counts 
 void txn_add_participant(struct txn *t, const struct txn_participant *participant);
 /* Before txn_start: called by txn_exit, while the caller still is inside the gate. */
 void txn_set_publish(struct txn *t, void (*publish)(void *arg), void *arg);
+/* Before txn_start: called when a sync of data has failed, before anybody is told. */
+void txn_set_data_failed(struct txn *t, void (*failed)(void *arg), void *arg);
+/* Before txn_start: an earlier process had such an error and nothing has been closed since, so it is
+ * sticky here, too. */
+void txn_fail_data(struct txn *t);
 /* Starts the committer and reclaim threads (after any fork). */
 void txn_start(struct txn *t);
 /* Stops the threads; a last commit is the caller's to ask for before. */

@@ -327,8 +327,10 @@ static void open_caches(struct fs *fs, const struct meta *meta, uint64_t next_in
     txn_add_participant(fs->txn, &(struct txn_participant){.arg = fs->inodes, .flip = inodes_flip});
     txn_add_participant(
         fs->txn, &(struct txn_participant){.arg = fs, .flip = meta_flip, .durable = meta_durable});
-    if (fs->config.journal_fd > 0)
+    if (fs->config.journal_fd > 0) {
         txn_set_publish(fs->txn, journal_publish, fs);
+        txn_set_data_failed(fs->txn, journal_data_failed, fs);
+    }
 }
 
 /* The journal was done again, and that is durable. What it mapped has owners now. */
@@ -371,6 +373,14 @@ static int begin_use(struct fs *fs, bool fresh, bool replayed, struct errmsg *er
         inode_put(root);
     }
     error = txn_commit(fs->txn);
+    if (journal_has_data_failed(fs->journal)) {
+        /* Open all the same: it can be read, and unmounted. */
+        g_critical(
+            "%s: an earlier sync of data failed: nothing can be changed until it is unmounted"
+            " and mounted again",
+            fs->store_path);
+        return 0;
+    }
     if (error == -ENOSPC && !fresh) {
         /* Open all the same: somebody has to delete. Until a commit gets
          * through, writing finds no space either. */
@@ -472,6 +482,8 @@ static int open_layers(struct fs *fs, const struct meta *meta, bool fresh, struc
     if (error)
         return error;
     fs->journal = g_steal_pointer(&left->journal); /* from here on things are recorded */
+    if (journal_has_data_failed(fs->journal))
+        txn_fail_data(fs->txn);
     error = begin_use(fs, fresh, left->any, err);
     return error ? error : start_workers(fs, err);
 }

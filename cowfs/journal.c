@@ -60,6 +60,9 @@ struct header {
     uint64_t id;      /* what the store's commits call it */
     struct area_header areas[AREAS];
     _Atomic uint64_t ring_next;
+    /* What the records say has no bytes: a sync of them failed (txn.h), and a later one would succeed
+     * without them. Older programs leave it alone. */
+    _Atomic uint64_t data_failed;
 };
 
 #define RING_OFFSET 4096
@@ -170,6 +173,7 @@ static void start_anew(struct journal *j, const struct journal_state *state, boo
         area_free(j, i);
     if (!keep_completed)
         forget_completed(j);
+    atomic_store(&h->data_failed, 0);
     memcpy(h->uuid, state->uuid, sizeof(h->uuid));
     h->id = draw_id();
     atomic_thread_fence(memory_order_release);
@@ -252,6 +256,18 @@ void journal_close(struct journal *j)
     munmap(j->memory, TOTAL_BYTES);
     pthread_mutex_destroy(&j->lock);
     g_free(j);
+}
+
+void journal_data_failed(void *arg)
+{
+    struct fs *fs = arg;
+    if (fs->journal)
+        atomic_store(&fs->journal->header->data_failed, 1);
+}
+
+bool journal_has_data_failed(const struct journal *j)
+{
+    return j && atomic_load(&j->header->data_failed);
 }
 
 uint64_t journal_id(const struct journal *j)

@@ -29,6 +29,9 @@ int journal_open(int fd, const struct journal_state *state, struct journal **out
                  struct errmsg *err);
 void journal_close(struct journal *j); /* the memory stays as it is; NULL is allowed */
 uint64_t journal_id(const struct journal *j);
+/* txn_set_data_failed's: for the processes to come, until the store has been closed. */
+void journal_data_failed(void *fs);
+bool journal_has_data_failed(const struct journal *j);
 /* Calls fn with what was published, in order, a piece of whole records at a time. A non-zero
  * return ends it. */
 int journal_each(struct journal *j, int (*fn)(void *arg, const uint8_t *records, size_t bytes),

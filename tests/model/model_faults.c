@@ -11,8 +11,9 @@
  *
  *   - a step succeeds, or has that error; what it was about is old or new, all
  *     else as it was, and can be read;
- *   - after ENOSPC a file can be deleted, another one written and committed, and
- *     the store closed, without a new opening;
+ *   - after that a file can be deleted, another one written and committed, and
+ *     the store closed, without a new opening; after EIO of a sync of data,
+ *     nothing can be changed before, and all after a new one;
  *   - then the power fails. What was promised, by a commit that succeeded, is
  *     there, though the kernel takes pages for clean that a failed fsync could
  *     not write. fsck finds nothing.
@@ -365,6 +366,25 @@ static void goes_on(struct fs *fs, struct model *m)
     check_all(fs, m, false);
 }
 
+/* A sync of data has failed: what it was about may be lost, so this store must not go on. */
+static void goes_on_reopened(struct fs *fs, struct model *m, const char *store)
+{
+    static const struct caller root = {.umask = 022};
+    struct inode *inode;
+    check_all(fs, m, false);
+    if (names_create(fs, ROOT_INO, "new", S_IFREG | 0644, 0, NULL, &root, &inode) != -EIO)
+        fail("a change after the failed sync");
+    if (fs_commit(fs) != -EIO || fs_close(fs) == 0)
+        fail("a commit after the failed sync");
+    must(try_open(store, &fs), "opening again");
+    must(names_create(fs, ROOT_INO, "new", S_IFREG | 0644, 0, NULL, &root, &inode), "creating");
+    if (file_write(inode, "text", 4, 0, (struct file_write_flags){0}) != 4)
+        fail("writing after a new opening");
+    inode_put(inode);
+    must(fs_commit(fs), "the commit");
+    must(fs_close(fs), "closing");
+}
+
 __attribute__((noreturn)) static void work(struct disk_log *log, const char *store, uint64_t k)
 {
     struct model m;
@@ -411,7 +431,11 @@ __attribute__((noreturn)) static void work(struct disk_log *log, const char *sto
     disk_fail(0, 0, 0);
     fail_context("the end");
     check_all(fs, &m, false);
-    if (options.error == ENOSPC) {
+    error = fs_commit(fs);
+    if (error == -EIO && options.error == EIO) {
+        goes_on_reopened(fs, &m, store);
+    } else {
+        must(error, "the commit");
         goes_on(fs, &m);
         must(fs_close(fs), "closing");
         shared->closed = true;

@@ -43,6 +43,14 @@ static struct fs *open_journaled(bool resumed)
                                               .resumed = resumed});
 }
 
+static bool sync_fails;
+int __real_segments_sync(struct segments *s);
+int __wrap_segments_sync(struct segments *s);
+int __wrap_segments_sync(struct segments *s)
+{
+    return sync_fails ? -EIO : __real_segments_sync(s);
+}
+
 static void write_at(struct inode *inode, char c, size_t bytes, uint64_t offset)
 {
     g_autofree char *data = g_malloc(bytes);
@@ -189,6 +197,60 @@ START_TEST(test_foreign)
     struct fs *fs = open_journaled(false);
     ck_assert_int_gt(look_up(fs, ROOT_INO, "other"), 0);
     ck_assert_int_eq(look_up(fs, ROOT_INO, "dir"), -ENOENT);
+    close_store(fs);
+    assert_sound();
+}
+END_TEST
+
+/* ---- a disk that fails ---- */
+
+static void crash_after_failed_sync(void *arg)
+{
+    (void)arg;
+    struct fs *fs = open_journaled(false);
+    struct inode *a = make(fs, ROOT_INO, "a", S_IFREG | 0644);
+    write_at(a, 'a', CHUNK, 0);
+    ck_assert_int_eq(fs_commit(fs), 0);
+    write_at(a, 'b', CHUNK, CHUNK);
+    sync_fails = true;
+    ck_assert_int_eq(fs_sync_file(a, true), -EIO);
+    _exit(0);
+}
+
+/* The kernel takes the pages for clean now, so the next process's sync would succeed. It must not
+ * make durable what says that the bytes are there; and the one after it as little. */
+static void assert_failed(struct fs *fs)
+{
+    struct inode *a = named(fs, ROOT_INO, "a");
+    assert_bytes(a, 'a', CHUNK, 0);
+    ck_assert_int_eq(fs_sync_file(a, true), -EIO);
+    ck_assert_int_eq(fs_commit(fs), -EIO);
+    ck_assert_int_eq(file_write(a, "c", 1, 0, (struct file_write_flags){0}), -EIO);
+    inode_put(a);
+}
+
+static void crash_failed_again(void *arg)
+{
+    (void)arg;
+    assert_failed(open_journaled(true));
+    _exit(0);
+}
+
+START_TEST(test_failed_sync)
+{
+    in_child(crash_after_failed_sync, NULL);
+    in_child(crash_failed_again, NULL);
+    struct fs *fs = open_journaled(true);
+    assert_failed(fs);
+    ck_assert_int_eq(fs_close(fs), -EIO);
+    /* Mounted again: a journal of its own, and what is durable. */
+    fs = open_store();
+    ck_assert_int_eq(fs_commit(fs), 0);
+    struct inode *a = named(fs, ROOT_INO, "a");
+    assert_bytes(a, 'a', CHUNK, 0);
+    ck_assert_int_eq(stat_of(fs, a->ino).st_size, CHUNK);
+    write_at(a, 'c', CHUNK, 0);
+    inode_put(a);
     close_store(fs);
     assert_sound();
 }
@@ -414,6 +476,7 @@ int main(void)
     tcase_add_test(tcase, test_all);
     tcase_add_test(tcase, test_committed);
     tcase_add_test(tcase, test_foreign);
+    tcase_add_test(tcase, test_failed_sync);
     tcase_add_test(tcase, test_inside);
     tcase_add_test(tcase, test_unanswered);
     tcase_add_test(tcase, test_requests);
