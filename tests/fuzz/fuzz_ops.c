@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * fuzz_ops.c - any sequence of operations on a few files of one store, against
- * plain arrays. Six bytes of the input are an operation. The store stays open
- * from input to input, and its files go at the end of each.
+ * plain arrays: on content, names, attributes, and closing and opening the store. Six
+ * bytes of the input are an operation. The store stays open from input to input, and its
+ * files go at the end of each. (Kills and power cuts amid such sequences: tests/model.)
  */
 #include "tests/fuzz/fuzz.h"
 
 #include "cowfs/clone.h"
+#include "cowfs/delete.h"
 #include "cowfs/file.h"
 #include "cowfs/flat.h"
 #include "cowfs/names.h"
@@ -15,13 +17,16 @@
 
 #include <errno.h>
 #include <linux/falloc.h>
+#include <linux/xattr.h>
 
 enum { FILES = 3, BYTES_MAX = 3 << 20, CHUNK = 4096, OPS_MAX = 64 };
 
+static const char *store;
 static struct fs *fs;
 static uint8_t model[FILES][BYTES_MAX];
 static uint64_t size_of[FILES];
 static struct inode *file[FILES];
+static unsigned attribute[FILES]; /* bytes of its only one, all of them that number; 0: none */
 static const struct caller caller = {.umask = 022};
 
 static void name_of(unsigned i, char *name)
@@ -36,6 +41,7 @@ static void make(unsigned i)
     name_of(i, name);
     FUZZ_ASSERT(names_create(fs, ROOT_INO, name, S_IFREG | 0644, 0, NULL, &caller, &file[i]) == 0);
     size_of[i] = 0;
+    attribute[i] = 0;
 }
 
 static void drop(unsigned i)
@@ -115,6 +121,129 @@ static void do_clone(const struct op *o)
     FUZZ_ASSERT(names_lookup(fs, ROOT_INO, name, &file[o->b]) == 0);
     memcpy(model[o->b], model[o->a], BYTES_MAX);
     size_of[o->b] = size_of[o->a];
+    attribute[o->b] = attribute[o->a];
+}
+
+/* ---- names ---- */
+
+static void remove_tree(const char *name)
+{
+    struct cowfs_ioc_delete io = {0};
+    g_autoptr(GArray) gone = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+    FUZZ_ASSERT(delete_tree(fs, ROOT_INO, name, &caller, &io, gone) == 0);
+}
+
+static void do_exchange(const struct op *o)
+{
+    static uint8_t kept[BYTES_MAX];
+    char a[2], b[2];
+    name_of(o->a, a);
+    name_of(o->b, b);
+    FUZZ_ASSERT(names_rename(fs, ROOT_INO, a, ROOT_INO, b, RENAME_EXCHANGE) == 0);
+    struct inode *inode = file[o->a];
+    uint64_t size = size_of[o->a];
+    unsigned bytes = attribute[o->a];
+    memcpy(kept, model[o->a], BYTES_MAX);
+    memmove(model[o->a], model[o->b], BYTES_MAX);
+    file[o->a] = file[o->b], size_of[o->a] = size_of[o->b], attribute[o->a] = attribute[o->b];
+    memcpy(model[o->b], kept, BYTES_MAX);
+    file[o->b] = inode, size_of[o->b] = size, attribute[o->b] = bytes;
+}
+
+/* What loses its name is open, and written, for a while. */
+static void do_rename_over(const struct op *o)
+{
+    char a[2], b[2];
+    if (o->a == o->b)
+        return;
+    name_of(o->a, a);
+    name_of(o->b, b);
+    FUZZ_ASSERT(names_rename(fs, ROOT_INO, a, ROOT_INO, b, 0) == 0);
+    FUZZ_ASSERT(file_write(file[o->b], a, 1, o->offset, (struct file_write_flags){0}) == 1);
+    inode_put(file[o->b]);
+    file[o->b] = file[o->a];
+    memcpy(model[o->b], model[o->a], BYTES_MAX);
+    size_of[o->b] = size_of[o->a];
+    attribute[o->b] = attribute[o->a];
+    memset(model[o->a], 0, BYTES_MAX);
+    make(o->a);
+}
+
+static void check_bytes(struct inode *inode, unsigned i);
+
+/* A directory with other names of both, and its clone, which has one file if they are one. */
+static void do_tree(const struct op *o)
+{
+    struct cowfs_ioc_clone io = {.version = COWFS_IOCTL_VERSION};
+    struct inode *dir, *linked, *clone;
+    FUZZ_ASSERT(names_create(fs, ROOT_INO, "dir", S_IFDIR | 0755, 0, NULL, &caller, &dir) == 0);
+    FUZZ_ASSERT(names_link(fs, file[o->a]->ino, dir->ino, "x", &linked) == 0);
+    inode_put(linked);
+    FUZZ_ASSERT(names_link(fs, file[o->b]->ino, dir->ino, "y", &linked) == 0);
+    inode_put(linked);
+    FUZZ_ASSERT(clone_tree(fs, dir->ino, ROOT_INO, "copy", &caller, &io) == 0);
+    inode_put(dir);
+    FUZZ_ASSERT(io.files == 2 && io.directories == 1);
+    FUZZ_ASSERT(names_lookup(fs, ROOT_INO, "copy", &dir) == 0);
+    FUZZ_ASSERT(names_lookup(fs, dir->ino, "y", &clone) == 0);
+    check_bytes(clone, o->b);
+    FUZZ_ASSERT(clone->attr.nlink == (o->a == o->b ? 2 : 1));
+    inode_put(clone);
+    inode_put(dir);
+    remove_tree(o->fill & 1 ? "dir" : "copy");
+    check_bytes(file[o->a], o->a);
+    remove_tree(o->fill & 1 ? "copy" : "dir");
+}
+
+static void check_attribute(unsigned i)
+{
+    uint8_t value[256];
+    ssize_t n = xattr_get(fs, file[i]->ino, "user.x", value, sizeof(value));
+    FUZZ_ASSERT(n == (attribute[i] ? (ssize_t)attribute[i] : -ENODATA));
+    for (ssize_t at = 0; at < n; at++)
+        FUZZ_ASSERT(value[at] == attribute[i]);
+}
+
+static void do_attribute(const struct op *o)
+{
+    uint8_t value[256];
+    unsigned bytes = o->fill, flags = (unsigned)(o->bytes % 3);
+    memset(value, (int)bytes, sizeof(value));
+    if (bytes) {
+        bool there = attribute[o->a] > 0;
+        int expected = flags == XATTR_CREATE && there     ? -EEXIST
+                       : flags == XATTR_REPLACE && !there ? -ENODATA
+                                                          : 0;
+        FUZZ_ASSERT(xattr_set(fs, file[o->a]->ino, "user.x", value, bytes, (int)flags) == expected);
+        attribute[o->a] = expected ? attribute[o->a] : bytes;
+    } else {
+        int expected = attribute[o->a] ? 0 : -ENODATA;
+        FUZZ_ASSERT(xattr_remove(fs, file[o->a]->ino, "user.x") == expected);
+        attribute[o->a] = 0;
+    }
+    check_attribute(o->a);
+}
+
+static void open_store(void)
+{
+    struct fs_config config = {.create = true, .cache_bytes = 1 << 20, .verify = true};
+    struct errmsg err;
+    FUZZ_ASSERT(fs_open(store, &config, &fs, &err) == 0);
+}
+
+static void do_reopen(void)
+{
+    for (unsigned i = 0; i < FILES; i++)
+        inode_put(file[i]);
+    FUZZ_ASSERT(fs_close(fs) == 0);
+    open_store();
+    for (unsigned i = 0; i < FILES; i++) {
+        char name[2];
+        name_of(i, name);
+        FUZZ_ASSERT(names_lookup(fs, ROOT_INO, name, &file[i]) == 0);
+        check_bytes(file[i], i);
+        check_attribute(i);
+    }
 }
 
 static void do_seal(const struct op *o)
@@ -155,15 +284,50 @@ static void do_pack(const struct op *o)
     } while (next);
 }
 
-static void check(unsigned i)
+static void check_bytes(struct inode *inode, unsigned i)
 {
     static uint8_t data[BYTES_MAX];
-    FUZZ_ASSERT(file_read(file[i], data, BYTES_MAX, 0) == (ssize_t)size_of[i]);
+    FUZZ_ASSERT(file_read(inode, data, BYTES_MAX, 0) == (ssize_t)size_of[i]);
     FUZZ_ASSERT(memcmp(data, model[i], size_of[i]) == 0);
+}
+
+static void check(unsigned i)
+{
+    check_bytes(file[i], i);
+    check_attribute(i);
+}
+
+/* On names and attributes, and on the store: those with the two highest bits. */
+static void run_names(const struct op *o)
+{
+    switch (o->what % 8) {
+    case 0:
+    case 1:
+        do_exchange(o);
+        break;
+    case 2:
+        do_rename_over(o);
+        break;
+    case 3:
+    case 4:
+        do_tree(o);
+        break;
+    case 5:
+    case 6:
+        do_attribute(o);
+        break;
+    default:
+        do_reopen();
+        break;
+    }
 }
 
 static void run(const struct op *o)
 {
+    if (o->what >= 192) {
+        run_names(o);
+        return;
+    }
     switch (o->what % 16) {
     case 0:
     case 1:
@@ -216,9 +380,8 @@ static void close_store(void)
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
-    struct fs_config config = {.create = true, .cache_bytes = 1 << 20, .verify = true};
-    struct errmsg err;
-    FUZZ_ASSERT(fs_open(make_scratch(), &config, &fs, &err) == 0);
+    store = make_scratch();
+    open_store();
     atexit(close_store); /* before the directory goes */
     return 0;
 }
