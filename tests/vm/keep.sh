@@ -153,14 +153,34 @@ test_create() {
 }
 
 test_ls_and_stop() {
+    local own shared
     up_with_guest
     expect 0 "$COWVM" ls
     [[ $OUT == *golden*running*256.0\ MiB*6379=127.0.0.1:* ]] || fail "ls: $OUT"
+    # It runs for as long as its process does.
+    awk -v up="$(vm_json golden up_seconds)" -v since="$(ps -o etimes= -p "$(vm_json golden pid)")" \
+        'BEGIN { exit !(up > 0 && up <= since + 2 && up >= since - 2) }' ||
+        fail "up for $(vm_json golden up_seconds) s"
+    # A copy shares all but what it has written since; and so then does its origin with it.
+    "$COWVM" fork --keep-card golden copy
+    ask copy fill 32
+    "$COWVM" stop --now copy
+    "$COWVM" exec-qmp golden stop
+    own=$(vm_json copy own_bytes) shared=$(vm_json copy shared_bytes)
+    assert_ge "$own" $((32 << 20)) "own bytes of a copy that has filled 32 MiB"
+    assert_le "$own" $((128 << 20)) "own bytes"
+    assert_ge "$shared" $((32 << 20)) "bytes that it shares with its origin"
+    assert_ge "$(vm_json golden shared_bytes)" $((32 << 20)) "bytes that its origin shares"
+    "$COWFS" du --json "$MNT/copy" >"$WORK/du"
+    assert_eq "$own $shared" "$(json '.[0] | "\(.exclusive_bytes) \(.shared_bytes)"' <"$WORK/du")" "du"
+    "$COWVM" rm copy
+    assert_eq "$(vm_json golden shared_bytes)" 0 "shared bytes of the only one"
+    "$COWVM" exec-qmp golden cont
     expect 1 "$COWVM" start golden
     assert_contains "$ERR" "runs already"
     expect 1 "$COWVM" rm golden
     assert_contains "$ERR" "--force"
-    # This guest knows no power button.
+    # This guest knows no power button; the one of boot.sh does.
     expect 0 "$COWVM" stop --timeout 1 golden
     assert_contains "$ERR" "is switched off"
     assert_eq "$(state_of golden)" off
@@ -176,6 +196,32 @@ test_ls_and_stop() {
     "$COWVM" start other
     assert_eq "$(status_of other)" running
     "$COWVM" stop --now other
+}
+
+test_talk() {
+    up_with_guest
+    on_terminal 0 'set typed\n' '=set OK' '\x1d' '' -- "$COWVM" console golden
+    assert_eq "$(ask golden get)" "typed typed"
+    # QMP: with arguments, its errors, and what is no JSON.
+    expect 0 "$COWVM" exec-qmp golden human-monitor-command '{"command-line": "info uuid"}'
+    assert_contains "$OUT" "$(uuid_of golden)"
+    expect 1 "$COWVM" exec-qmp golden no-such-command
+    assert_contains "$ERR" "no-such-command"
+    expect 1 "$COWVM" exec-qmp golden human-monitor-command '{"line": 1}'
+    expect 2 "$COWVM" exec-qmp golden query-status '{'
+    expect 2 "$COWVM" exec-qmp golden query-status '[]'
+    expect 2 "$COWVM" exec-qmp golden
+    # start takes up what was saved; with --cold it does not.
+    "$COWVM" hibernate golden
+    expect 0 "$COWVM" start golden
+    assert_eq "$(ask golden get)" "typed typed"
+    "$COWVM" hibernate golden
+    expect 2 "$COWVM" resume --cold golden
+    expect 0 "$COWVM" start --cold golden
+    assert_eq "$(status_of golden)" running
+    [ ! -e "$MNT/golden/snapshot.snap" ] || fail "a snapshot.snap beside a VM that runs"
+    "$COWVM" stop --now golden
+    assert_eq "$(state_of golden)" off
 }
 
 run_tests "$@"

@@ -64,6 +64,22 @@ test_signals() {
     vms_are golden
 }
 
+# At a terminal Ctrl-C reaches QEMU as well as the command. And the store is on a tmpfs here: nothing that
+# the daemon writes goes to a disk.
+test_ctrl_c() {
+    local written
+    mount_up
+    have_guest golden
+    written=$(write_bytes)
+    on_terminal 130 'count\n' '=count' 'set typed\n' '=set OK' '\x03' '' -- \
+        "$COWVM" run --rm golden
+    eventually 20 gone
+    sync -f "$MNT"
+    assert_eq "$(write_bytes)" "$written" "bytes written to disks"
+    vms_are golden
+}
+write_bytes() { sed -n 's/^write_bytes: //p' "/proc/${daemons[$MNT]}/io"; }
+
 # QEMU is killed: the command ends, and all is gone.
 test_qemu_dies() {
     local cwd pid='' status=0

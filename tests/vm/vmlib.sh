@@ -72,6 +72,42 @@ counts_on() {
 }
 count_above() { [ "$(ask "$1" count)" -gt "$2" ]; }
 
+# on_terminal STATUS (SEND WAIT)... -- COMMAND...: runs it on a terminal of its own: sends what is
+# typed, again each 2 s (what is typed before a guest runs is lost), until WAIT is seen or, if that is
+# empty, it has ended. It must end with that status, and leave the terminal as it was.
+on_terminal() {
+    python3 - $((60 * slow)) "$@" <<'END'
+import fcntl, os, select, subprocess, sys, termios, time
+limit, wanted = time.monotonic() + float(sys.argv[1]), int(sys.argv[2])
+split = sys.argv.index("--")
+steps = [(a.encode().decode("unicode_escape").encode("latin1"), b.encode())
+         for a, b in zip(sys.argv[3:split:2], sys.argv[4:split:2])]
+fd, slave = os.openpty()
+child = subprocess.Popen(sys.argv[split + 1:], stdin=slave, stdout=slave, stderr=slave,
+                         start_new_session=True,
+                         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+seen, status = b"", None
+for send, wait in steps:
+    seen, again = b"", 0
+    while (wait not in seen) if wait else (status is None):
+        if time.monotonic() > limit:
+            child.kill()
+            sys.exit(f"after {send!r}: no {wait!r} in {seen!r}")
+        if wait and time.monotonic() > again or again == 0:
+            os.write(fd, send)
+            again = time.monotonic() + 2
+        if select.select([fd], [], [], 0.1)[0]:
+            seen += os.read(fd, 4096)
+        status = child.poll()
+        if wait and status is not None:
+            sys.exit(f"it has ended with {status}; it said {seen!r}")
+if status != wanted:
+    sys.exit(f"it has ended with {status}, not {wanted}; it said {seen!r}")
+if termios.tcgetattr(slave)[3] & (termios.ICANON | termios.ECHO) != termios.ICANON | termios.ECHO:
+    sys.exit("the terminal is left raw")
+END
+}
+
 # Processes of that name that this test has begun: others may run guests here, too.
 pids_of() {
     local pid
@@ -96,7 +132,8 @@ nothing_hidden() { [ -z "$(find "$COWVM_DIR" -mindepth 1 -maxdepth 1 -name '.*')
 vms_are() { [ "$(names_in "$COWVM_DIR")" = "$1" ]; }
 
 # The guest's file system after a power cut: the journal is replayed, what was being removed is
-# removed, free space is counted anew. Anything else that e2fsck says is damage.
+# removed, free space is counted anew. Anything else that e2fsck says is damage. The image so repaired
+# stays: $WORK/fsck.img.
 disk_clean() {
     local line said
     cp "$COWVM_DIR/$1/disk" "$WORK/fsck.img"
@@ -113,7 +150,6 @@ disk_clean() {
         esac
     done <<<"$said"
     e2fsck -fn "$WORK/fsck.img" >/dev/null || fail "e2fsck finds more: $1"
-    rm "$WORK/fsck.img"
 }
 
 # ---- the guest ---------------------------------------------------------------
