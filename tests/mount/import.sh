@@ -154,6 +154,29 @@ test_references() {
     assert_same "$WORK/raw.img" "$MNT/flat"
 }
 
+# What is brought in lies flat, holes and all, without a cowfs pack: by import, by cp, in a mount of the
+# default kind, and in a view it is served past the daemon.
+test_flat() {
+    local name
+    need_tool qemu-img
+    mkdir "$WORK/view"
+    mount_up "view=$WORK/view"
+    for name in raw qcow2 cp; do
+        make_raw "$WORK/$name.img"
+    done
+    qemu-img convert -O qcow2 "$WORK/qcow2.img" "$WORK/image.qcow2"
+    "$COWFS" import "$WORK/raw.img" "$MNT/raw"
+    "$COWFS" import "$WORK/image.qcow2" "$MNT/qcow2"
+    cp "$WORK/cp.img" "$MNT/cp"
+    for name in raw qcow2 cp; do
+        assert_eq "$(stat_of flat "$MNT/$name")" true "$name is flat"
+        assert_le "$(stat_of private_bytes "$MNT/$name")" $((13 << 20)) "stored of $name"
+        grep -q "goes on without passthrough" "$WORK.daemon.log" ||
+            assert_eq "$(stat_of passthrough "$WORK/view/$name")" true "$name in the view"
+        assert_same "$WORK/$name.img" "$WORK/view/$name"
+    done
+}
+
 test_replace() {
     need_tool qemu-img
     mount_up

@@ -123,6 +123,15 @@ test_create() {
     assert_same "$COWFS_INPUTS/guest/disk.img" "$MNT/new/disk"
     expect 1 create_guest new
     assert_contains "$ERR" "exists already"
+    # With holes kept, flat, and with progress at a terminal.
+    assert_eq "$("$COWFS" stat --json "$MNT/new/disk" | json .flat)" true "flat"
+    assert_ge "$("$COWFS" stat --json "$MNT/new/disk" | json .hole_bytes)" $((100 << 20)) "holes"
+    qemu-img convert -O qcow2 "$COWFS_INPUTS/guest/disk.img" "$WORK/whole.qcow2"
+    script -qec "'$COWVM' create other --disk '$WORK/whole.qcow2'" "$WORK/typed" </dev/null >/dev/null
+    grep -q '% .* of 256.0 MiB' "$WORK/typed" || fail "no progress: $(cat -v "$WORK/typed")"
+    assert_same "$COWFS_INPUTS/guest/disk.img" "$MNT/other/disk"
+    assert_eq "$("$COWFS" stat --json "$MNT/other/disk" | json .flat)" true "flat"
+    "$COWVM" rm other
     # A broken image: nothing is left.
     qemu-img convert -O qcow2 "$COWFS_INPUTS/guest/disk.img" "$WORK/cut.qcow2"
     truncate -s -5M "$WORK/cut.qcow2"
