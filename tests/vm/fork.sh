@@ -121,6 +121,24 @@ test_generations() {
     vms_are gen20
 }
 
+# Nobody in it takes notice: the copy could only have its origin's address.
+test_keeps_its_card() {
+    mount_up
+    truncate -s 1M "$WORK/blank"
+    "$COWVM" create --accel tcg --network --memory 16M empty --disk "$WORK/blank"
+    "$COWVM" start empty
+    # Its firmware has found nothing to boot.
+    sleep 5
+    expect 1 "$COWVM" fork empty copy
+    assert_contains "$ERR" "does not let go of its network card"
+    vms_are empty
+    eventually 20 qemus_are 1
+    assert_eq "$(status_of empty)" running
+    expect 0 "$COWVM" fork --keep-card empty copy
+    assert_eq "$(status_of copy)" running
+    down_with_guests
+}
+
 test_refused() {
     up_with_guest
     expect 1 "$COWVM" fork missing copy

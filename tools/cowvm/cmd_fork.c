@@ -25,7 +25,8 @@ static const char help[] =
     "\n"
     "A copy differs from its origin in its uuid, its generation id (vmgenid: a guest kernel that\n"
     "knows it draws new random numbers), its serial line, its ports and its network address: the\n"
-    "guest sees its network card go and a new one come, and has to set that up.\n";
+    "guest sees its network card go and a new one come, and has to set that up. From the port\n"
+    "org.cowvm.fork (virtio-serial) it reads who it is now, as a line of JSON.\n";
 
 /* ---- targets ---- */
 
