@@ -62,8 +62,10 @@ void op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t in_offset,
         mount_kill_suidgid(req, target);
     inode_put(source);
     inode_put(target);
-    if (done >= 0)
+    if (done >= 0) {
+        mount_debug_die(req);
         fuse_reply_write(req, (size_t)done);
-    else
+    } else {
         reply_status(req, done == -ENOSYS ? -EOPNOTSUPP : (int)done); /* as above */
+    }
 }
