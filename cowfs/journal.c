@@ -201,6 +201,14 @@ static void go_on(struct journal *j, const struct journal_state *state)
     }
 }
 
+static bool areas_are_sane(const struct header *h)
+{
+    for (int i = 0; i < AREAS; i++)
+        if (atomic_load(&h->areas[i].tail) > AREA_BYTES)
+            return false;
+    return true;
+}
+
 static int map_memory(struct journal *j, struct errmsg *err)
 {
     struct stat st;
@@ -232,6 +240,10 @@ int journal_open(int fd, const struct journal_state *state, struct journal **out
     pthread_mutex_init(&j->lock, NULL);
     struct header *h = j->header = (struct header *)(void *)j->memory;
     j->ring = (struct completion_entry *)(void *)(j->memory + RING_OFFSET);
+    if (h->magic == MAGIC && !areas_are_sane(h)) {
+        journal_close(j);
+        return errmsg_set(err, -EUCLEAN, "the journal's memory is damaged");
+    }
     bool ours = h->magic == MAGIC && memcmp(h->uuid, state->uuid, sizeof(h->uuid)) == 0;
     if (ours)
         drop_unpublished(j);
@@ -303,7 +315,9 @@ bool journal_is_empty(const struct journal *j)
 {
     for (uint64_t seq = j->begin_seq; seq && seq <= j->seq; seq++) {
         int area = find_area(j, seq);
-        if (area != NO_AREA && atomic_load(&j->header->areas[area].tail))
+        if (area == NO_AREA)
+            return true; /* what follows a gap is not done again */
+        if (atomic_load(&j->header->areas[area].tail))
             return false;
     }
     return true;

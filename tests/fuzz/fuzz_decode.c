@@ -10,10 +10,12 @@
 #include "chunkstore/keys.h"
 #include "chunkstore/refcount.h"
 #include "cowfs/inode.h"
+#include "cowfs/journal_internal.h"
 #include "cowfs/meta.h"
 #include "cowfs/names.h"
 #include "cowfs/node.h"
 
+#include <errno.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -180,6 +182,66 @@ static void fuzz_superblock(const uint8_t *data, size_t size)
         FUZZ_ASSERT(sb.chunk_bytes >= CHUNK_BYTES_MIN && sb.chunk_bytes <= CHUNK_BYTES_MAX);
 }
 
+/* Another version's daemon may have written it (cowfs upgrade): records are taken, or refused. */
+static int read_records(void *arg, const uint8_t *records, size_t bytes)
+{
+    struct rbuf r = rbuf_of(records, bytes);
+    struct journal_record rec;
+    uint64_t *sum = arg;
+    int error;
+    while (journal_decode(&r, &rec, &error)) {
+        for (size_t i = 0; i < rec.key_len; i++)
+            *sum += rec.key[i];
+        for (size_t i = 0; i < rec.value_len; i++)
+            *sum += rec.value[i];
+        if (rec.attr.target)
+            *sum += strlen(rec.attr.target);
+        g_free(rec.attr.target);
+    }
+    FUZZ_ASSERT(error == 0 || error == -EUCLEAN);
+    return error;
+}
+
+static void fuzz_records(const uint8_t *data, size_t size)
+{
+    uint64_t sum = 0;
+    read_records(&sum, data, size);
+}
+
+/* Its memory (journal.c): a header with the store's uuid and an area of records, of which the input
+ * may change any byte. */
+static void fuzz_journal(const uint8_t *data, size_t size)
+{
+    enum { HEADER_BYTES = 128, PREFIX = 32, AREAS_AT = 1 << 20 };
+    static const uint8_t prefix[PREFIX] = {'C', 'O', 'W', 'S', 'J', 'N', 'L', '2'};
+    uint8_t uuid[16] = {0}, header[HEADER_BYTES] = {0};
+    struct journal_state state = {.uuid = uuid, .seq = size ? data[size - 1] & 3 : 0};
+    struct journal_completion done;
+    struct journal *j;
+    struct errmsg err;
+    uint64_t sum = 0;
+    int fd = journal_memory_new();
+    FUZZ_ASSERT(fd >= 0);
+    /* The right size, and what journal.c makes of an empty one. */
+    FUZZ_ASSERT(journal_open(fd, &state, &j, &err) == 0);
+    state.id = journal_id(j);
+    journal_close(j);
+    memcpy(header, prefix, sizeof(prefix));
+    memcpy(header + 24, &state.id, sizeof(state.id));
+    memcpy(header + PREFIX, data, MIN(size, HEADER_BYTES - PREFIX));
+    FUZZ_ASSERT(pwrite(fd, header, sizeof(header), 0) == sizeof(header));
+    if (size > HEADER_BYTES - PREFIX)
+        FUZZ_ASSERT(
+            pwrite(fd, data + HEADER_BYTES - PREFIX, size - (HEADER_BYTES - PREFIX), AREAS_AT) > 0);
+    if (journal_open(fd, &state, &j, &err) == 0) {
+        if (!journal_is_empty(j))
+            journal_each(j, read_records, &sum);
+        journal_find_completed(j, size, &done);
+        journal_close(j);
+    }
+    close(fd);
+}
+
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
@@ -193,7 +255,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         fuzz_node, fuzz_inode,   fuzz_names, fuzz_counts,
         fuzz_meta, fuzz_segment, fuzz_index, fuzz_superblock,
     };
-    if (size > 0)
+    /* The corpus is older than these two. */
+    if (size > 0 && data[0] >= 0xfe)
+        data[0] == 0xff ? fuzz_records(data + 1, size - 1) : fuzz_journal(data + 1, size - 1);
+    else if (size > 0)
         decoders[data[0] % G_N_ELEMENTS(decoders)](data + 1, size - 1);
     return 0;
 }
