@@ -74,7 +74,7 @@ test_idle() {
 }
 
 test_snapshot_and_reset() {
-    local before uuid generation
+    local before uuid generation told
     up_with_guest
     ask golden set first
     before=$(ask golden count)
@@ -93,6 +93,10 @@ test_snapshot_and_reset() {
     counts_on golden
     # The same machine, but for what must not be drawn twice.
     assert_eq "$(uuid_of golden)" "$uuid" "uuid"
+    # It is told so; this guest does not read that, so it waits.
+    told=$(dd if="$COWVM_RUN/$uuid/notify.in" iflag=nonblock bs=4096 count=1 status=none)
+    assert_eq "$(json '"\(.event) \(.name) \(.uuid)"' <<<"$told")" "resume golden $uuid"
+    assert_eq "$(json .generation <<<"$told")" "$(jq -r .generation "$MNT/golden/vm.json")"
     [ "$(jq -r .generation "$MNT/golden/vm.json")" != "$generation" ] || fail "the same generation"
     # Again, from one that is off; and the moment itself is not touched.
     ask golden set third

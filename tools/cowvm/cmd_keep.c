@@ -141,7 +141,9 @@ static bool reset(struct vm *vm, const struct vm *kept)
         runtime_discard(vm->parent_fd, vm->parent, hidden);
     journal_end(vm);
     if (ok && was_running) {
+        g_free(now.name);
         g_free(now.path);
+        now.name = g_strdup(vm->name);
         now.path = g_strdup(vm->path);
         /* The lock is the old one's, and its runtime directory is the same. */
         ok = runtime_open(&now) && journal_begin(&now, JOURNAL_MOVE, true) &&
