@@ -59,12 +59,30 @@ static void enqueue(struct sealer *s, uint64_t ino)
     pthread_mutex_unlock(&s->lock);
 }
 
+int64_t sealer_wait_ms(const struct fs *fs, const struct inode *inode)
+{
+    return MAX((int64_t)fs->config.seal_delay_ms, atomic_load(&inode->seal_wait_ms));
+}
+
+/* Written again after it had been sealed. */
+static void wait_longer(struct fs *fs, struct inode *inode, int64_t rested_ms)
+{
+    if (fs->config.seal_delay_ms >= SEAL_WAIT_GROWS_MS)
+        atomic_store(&inode->seal_wait_ms,
+                     MIN(MAX(2 * rested_ms, sealer_wait_ms(fs, inode)), SEAL_WAIT_MAX_MS));
+}
+
 void sealer_note_write(struct fs *fs, struct inode *inode)
 {
-    atomic_store(&inode->written_ms, now_ms());
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &ts); /* on the road of each write; ms are enough */
+    int64_t now = (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+    int64_t before = atomic_exchange(&inode->written_ms, now);
     /* Mostly it is so already, and then its cache line need not be taken. */
     if (atomic_load(&inode->unsealed) || atomic_exchange(&inode->unsealed, true))
         return;
+    if (before) /* else it is new, or was written by an earlier daemon */
+        wait_longer(fs, inode, now - before);
     uint8_t key[KEY_MAX];
     /* (That it was sealed is not in the journal: then it is looked at once more.) */
     journal_put(fs, key, key_u64(key, KEY_UNSEALED, inode->ino), NULL, 0);
@@ -199,7 +217,7 @@ static void round_of_files(struct sealer *s)
         bool again = false;
         if (inode_nlink(inode) > 0 && S_ISREG(inode_mode(inode))) {
             bool rested =
-                now_ms() - atomic_load(&inode->written_ms) >= (int64_t)s->fs->config.seal_delay_ms;
+                now_ms() - atomic_load(&inode->written_ms) >= sealer_wait_ms(s->fs, inode);
             again = !rested || !seal_file(s, inode);
             if (again) {
                 atomic_store(&inode->unsealed, true);

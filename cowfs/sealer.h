@@ -9,11 +9,22 @@
  * the file's lock being held only to mark and to exchange.
  *
  * Files that wait are durable (KEY_UNSEALED), so a restart forgets none.
+ *
+ * A file that is written after it was sealed was sealed for nothing, and what is written
+ * over sealed chunks goes elsewhere at two to three times the cost. So each file
+ * that is seen to be written after a rest of some length has to rest for twice that
+ * from then on, at most SEAL_WAIT_MAX_MS.
  */
 #ifndef COWFS_SEALER_H
 #define COWFS_SEALER_H
 
 #include "cowfs/fs.h"
+
+enum {
+    SEAL_WAIT_MAX_MS = 3600 * 1000,
+    /* A shorter seal_delay is meant as it is said: for all files, always. */
+    SEAL_WAIT_GROWS_MS = 1000,
+};
 
 /* Reads the list of waiting files and starts the thread (if the config says
  * so; sealing on demand works without). */
@@ -23,6 +34,9 @@ void sealer_stop(struct sealer *sealer); /* NULL is allowed */
 /* The content of the file changed: it waits for sealing. Inside the gate;
  * cheap. */
 void sealer_note_write(struct fs *fs, struct inode *inode);
+
+/* For how long nobody may have written the file before it is sealed in the background. */
+int64_t sealer_wait_ms(const struct fs *fs, const struct inode *inode);
 
 struct seal_result {
     uint64_t next_index; /* chunk index to go on at; UINT64_MAX: the end */

@@ -4,6 +4,7 @@
 #include "tests/unit/content_fixture.h"
 
 #include "chunkstore/content_index.h"
+#include "cowfs/sealer.h"
 
 #include <linux/falloc.h>
 #include <semaphore.h>
@@ -403,6 +404,35 @@ START_TEST(a_sealed_file_that_is_written_is_sealed_again)
 }
 END_TEST
 
+/* As if the sealer had been through with it, and then it had rested. */
+static void write_after_rest(int64_t rested_ms)
+{
+    atomic_fetch_sub(&file->written_ms, rested_ms);
+    atomic_store(&file->unsealed, false);
+    write_filled(file, CHUNK, 0, 1);
+}
+
+START_TEST(what_is_written_after_sealing_rests_longer)
+{
+    inode_put(file);
+    inode_put(second);
+    close_store(fs);
+    fs = open_store_with((struct fs_config){.seal_delay_ms = 60000});
+    file = open_file("file");
+    second = open_file("second");
+    write_filled(file, CHUNK, 0, 1);
+    write_filled(file, CHUNK, 0, 2);
+    ck_assert_int_eq(sealer_wait_ms(fs, file), 60000);
+    write_after_rest(70000);
+    ck_assert_int_ge(sealer_wait_ms(fs, file), 140000);
+    write_after_rest(1000); /* `cowfs seal` was asked for */
+    ck_assert_int_ge(sealer_wait_ms(fs, file), 140000);
+    write_after_rest(INT64_C(1) << 32);
+    ck_assert_int_eq(sealer_wait_ms(fs, file), SEAL_WAIT_MAX_MS);
+    ck_assert_int_eq(sealer_wait_ms(fs, second), 60000);
+}
+END_TEST
+
 START_TEST(the_index_is_cleaned_in_the_background)
 {
     open_with_sealer();
@@ -557,6 +587,7 @@ static Suite *make_suite(void)
     tcase_add_test(tc, a_part_is_sealed_and_told_where_to_go_on);
     tcase_add_test(tc, files_written_before_the_last_closing_are_sealed);
     tcase_add_test(tc, a_sealed_file_that_is_written_is_sealed_again);
+    tcase_add_test(tc, what_is_written_after_sealing_rests_longer);
     tcase_add_test(tc, the_index_is_cleaned_in_the_background);
     tcase_add_loop_test(tc, a_reader_sees_its_chunk_though_it_is_exchanged_meanwhile, 0, 2);
     tcase_add_test(tc, a_copy_in_parts_has_its_chunks_though_the_source_is_sealed_meanwhile);
