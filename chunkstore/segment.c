@@ -202,6 +202,7 @@ void segments_close(struct segments *s)
     for (unsigned i = 0; i < s->open_list->len; i++) {
         struct segment *seg = g_ptr_array_index(s->open_list, i);
         g_assert(atomic_load(&seg->users) == 0);
+        segment_view_free(seg);
         close(atomic_load(&seg->fd));
     }
     segment_sections_fini(s);

@@ -47,6 +47,7 @@ enum { SLOT_GROUP = 512 };
 
 typedef uint64_t chunk_t; /* chunk number; 0 means: no chunk */
 
+struct segment;
 struct segments;
 
 /*
@@ -106,6 +107,30 @@ int segments_read(struct segments *s, chunk_t first, uint64_t skip_bytes, void *
                   size_t bytes);
 int segments_write(struct segments *s, chunk_t first, uint64_t skip_bytes, const void *buffer,
                    size_t bytes);
+/* The same for bytes that have been written before, or reserved: of chunks that have an owner. */
+int segments_overwrite(struct segments *s, chunk_t first, uint64_t skip_bytes, const void *buffer,
+                       size_t bytes);
+
+/*
+ * Where a byte range lies in memory, if the store is on a tmpfs (segment_view.c), for transfers
+ * that are large enough (segments_use_views). The chunks have an owner, or a read section is open; it is
+ * valid until segments_view_end. Touching it may be a SIGBUS, if somebody has cut the file: let
+ * the kernel do it (EFAULT), or segments_view_copy. False: read it.
+ */
+struct segments_view {
+    struct segment *seg;
+    uint8_t *data;
+};
+bool segments_view(struct segments *s, chunk_t first, uint64_t skip_bytes, size_t bytes,
+                   struct segments_view *out);
+void segments_view_end(struct segments_view *view);
+/* From a view. False: read it. */
+bool segments_view_copy(const void *data, void *to, size_t bytes);
+/* For transfers of at least so much; 0: for none. Before any I/O; without it there are none. */
+void segments_use_views(struct segments *s, size_t min_bytes);
+/* Gives the page tables of views back: if they have not been used for a while, or now. */
+void segments_drop_views(struct segments *s, bool now);
+
 /* Whole chunks from the medium itself, past the page cache where the file system
  * below can do that. `buffer` is aligned to 4096 bytes. Slower; for scrub. */
 int segments_read_direct(struct segments *s, chunk_t first, void *buffer, size_t bytes);

@@ -30,8 +30,10 @@ static bool try_close(struct segment *seg, bool force)
         return false;
     /* Looked at after the claim: whoever sets these is a user while he does. */
     bool may = force || (!atomic_load(&seg->pinned) && !atomic_load(&seg->unsynced));
-    if (may)
+    if (may) {
+        segment_view_free(seg);
         close(atomic_exchange(&seg->fd, -1));
+    }
     atomic_fetch_sub(&seg->users, CLOSING);
     return may;
 }

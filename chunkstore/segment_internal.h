@@ -5,7 +5,8 @@
  * Files: segment.c (open, table, statistics), segment_fd.c (descriptors),
  * segment_io.c (bytes), segment_alloc.c (slots, free space, accounting),
  * segment_record.c (what is durable), segment_free.c (giving space back),
- * segment_section.c (read sections), segment_home.c (home segments).
+ * segment_section.c (read sections), segment_home.c (home segments), segment_view.c
+ * (mapped).
  *
  * The life of a segment, and who moves it on:
  *
@@ -59,6 +60,8 @@ enum {
     SEGMENT_FLAGS_KNOWN = SEGMENT_UNOWNED | SEGMENT_HOME_FLAGS,
 };
 
+struct segment_view;
+
 struct segment_record {
     uint64_t flags; /* (no padding: records are compared as bytes) */
     uint32_t live;
@@ -109,6 +112,8 @@ struct segment {
     atomic_uint flags;        /* of SEGMENT_HOME_FLAGS */
     atomic_uint pins;         /* readers of the file that bypass us; changed under home_lock */
     atomic_ullong home_bytes; /* see struct segment_record */
+
+    _Atomic(struct segment_view *) view; /* segment_view.c; gone before fd is closed */
 
     uint32_t live_at_open;
     uint32_t cursor_at_open;
@@ -195,6 +200,11 @@ struct segments {
     atomic_bool freed_any;
     atomic_bool punch_unsupported, punch_supported; /* both false: nobody has tried */
 
+    /* segment_view.c */
+    size_t view_min_bytes; /* 0: no views; both are constant after segments_use_views */
+    uint64_t view_limit;
+    atomic_uint_fast64_t view_bytes, view_used_s;
+
     pthread_mutex_t home_lock; /* breaking against pinning; a leaf lock */
 
     /* segment_section.c */
@@ -256,6 +266,15 @@ bool segment_fd_close(struct segments *s, struct segment *seg);
 /* ---- segment_io.c ---- */
 
 void segment_mark_unsynced(struct segments *s, struct segment *seg);
+
+/* ---- segment_view.c ---- */
+
+/* Overwrites bytes that are there already; the caller keeps the descriptor. False: nothing or
+ * a part was written, and it is for pwrite(2). */
+bool segment_view_write(struct segments *s, struct segment *seg, int fd, uint64_t offset,
+                        const void *from, size_t bytes);
+/* By who closes the descriptor. */
+void segment_view_free(struct segment *seg);
 
 /* ---- segment_record.c ---- */
 

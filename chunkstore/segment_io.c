@@ -102,8 +102,8 @@ static int write_all(const struct range *r, const uint8_t *p, size_t bytes)
     return 0;
 }
 
-int segments_write(struct segments *s, chunk_t first, uint64_t skip_bytes, const void *buffer,
-                   size_t bytes)
+static int write_range(struct segments *s, chunk_t first, uint64_t skip_bytes, const void *buffer,
+                       size_t bytes, bool over)
 {
     if (s->read_only)
         return -EROFS;
@@ -111,11 +111,24 @@ int segments_write(struct segments *s, chunk_t first, uint64_t skip_bytes, const
     int error = range_get(s, first, skip_bytes, bytes, &r);
     if (error)
         return error;
-    error = write_all(&r, buffer, bytes);
+    if (!over || !segment_view_write(s, r.seg, r.fd, (uint64_t)r.offset, buffer, bytes))
+        error = write_all(&r, buffer, bytes);
     /* After an error, too: some of it may have been written. */
     segment_mark_unsynced(s, r.seg);
     range_put(&r);
     return error;
+}
+
+int segments_write(struct segments *s, chunk_t first, uint64_t skip_bytes, const void *buffer,
+                   size_t bytes)
+{
+    return write_range(s, first, skip_bytes, buffer, bytes, false);
+}
+
+int segments_overwrite(struct segments *s, chunk_t first, uint64_t skip_bytes, const void *buffer,
+                       size_t bytes)
+{
+    return write_range(s, first, skip_bytes, buffer, bytes, true);
 }
 
 int segments_reserve(struct segments *s, chunk_t first, uint64_t count)

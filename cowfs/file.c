@@ -13,46 +13,122 @@
 #include <errno.h>
 #include <unistd.h>
 
-ssize_t content_read(struct fs *fs, const struct map *map, uint64_t size_bytes, void *buffer,
-                     size_t bytes, uint64_t offset_bytes)
+enum { VIEWS_MAX = FILE_PIECES_MAX / 2 }; /* of one request; the rest is read */
+
+/* What a reader gets, in pieces: in his buffer, or where it lies. */
+struct pieces {
+    struct iovec iov[FILE_PIECES_MAX];
+    unsigned count;
+    struct segments_view view[VIEWS_MAX];
+    unsigned view_count;
+};
+
+static void add_piece(struct pieces *p, void *data, size_t bytes)
+{
+    struct iovec *last = p->count ? &p->iov[p->count - 1] : NULL;
+    if (last && (uint8_t *)last->iov_base + last->iov_len == data)
+        last->iov_len += bytes;
+    else
+        p->iov[p->count++] = (struct iovec){data, bytes};
+}
+
+static void end_views(struct pieces *p)
+{
+    while (p->view_count > 0)
+        segments_view_end(&p->view[--p->view_count]);
+    p->count = 0;
+}
+
+static int read_extent(struct fs *fs, const struct extent *e, uint64_t skip, uint8_t *out,
+                       size_t bytes, struct pieces *p)
+{
+    int error = 0;
+    if (p && e->chunk && p->view_count < VIEWS_MAX &&
+        !atomic_load_explicit(&fs->reads_checked, memory_order_relaxed) &&
+        segments_view(fs->segments, e->chunk, skip, bytes, &p->view[p->view_count])) {
+        add_piece(p, p->view[p->view_count++].data, bytes);
+        return 0;
+    }
+    if (e->chunk)
+        error = chunks_read(fs, e->chunk, skip, out, bytes);
+    else
+        memset(out, 0, bytes);
+    if (p && !error)
+        add_piece(p, out, bytes);
+    return error;
+}
+
+/* Inside a read section. With `p`, not all of it comes to the buffer. */
+static ssize_t read_range(struct fs *fs, const struct map *map, uint64_t size_bytes, uint8_t *out,
+                          size_t bytes, uint64_t offset_bytes, struct pieces *p)
 {
     if (offset_bytes >= size_bytes)
         return 0;
     bytes = min_u64(bytes, size_bytes - offset_bytes);
-    uint8_t *out = buffer;
     size_t done = 0;
-    int error = 0;
-    /* What is looked up here may lose its last owner to the sealer, which
-     * exchanges chunks in shared leaves; the read section keeps its bytes. */
-    unsigned section = segments_read_enter(fs->segments);
-    while (done < bytes && !error) {
+    while (done < bytes) {
         uint64_t at = offset_bytes + done;
         uint64_t index = at / fs->chunk_bytes, skip = at % fs->chunk_bytes;
         uint64_t want = div_round_up_u64(skip + (bytes - done), fs->chunk_bytes);
         struct extent e;
-        error = map_lookup(fs->nodes, map, index, want, false, &e);
+        int error = map_lookup(fs->nodes, map, index, want, false, &e);
         if (error)
-            break;
+            return error;
         size_t part = min_u64(bytes - done, e.count * fs->chunk_bytes - skip);
-        if (e.chunk)
-            error = chunks_read(fs, e.chunk, skip, out + done, part);
-        else
-            memset(out + done, 0, part);
+        error = read_extent(fs, &e, skip, out + done, part, p);
+        if (error)
+            return error;
         done += part;
     }
-    segments_read_exit(fs->segments, section);
-    return error ? error : (ssize_t)done;
+    return (ssize_t)done;
 }
 
-ssize_t file_read(struct inode *inode, void *buffer, size_t bytes, uint64_t offset_bytes)
+ssize_t content_read(struct fs *fs, const struct map *map, uint64_t size_bytes, void *buffer,
+                     size_t bytes, uint64_t offset_bytes)
 {
+    /* What is looked up here may lose its last owner to the sealer, which
+     * exchanges chunks in shared leaves; the read section keeps its bytes. */
+    unsigned section = segments_read_enter(fs->segments);
+    ssize_t n = read_range(fs, map, size_bytes, buffer, bytes, offset_bytes, NULL);
+    segments_read_exit(fs->segments, section);
+    return n;
+}
+
+ssize_t file_read_send(struct inode *inode, void *buffer, size_t bytes, uint64_t offset_bytes,
+                       file_send_fn send, void *arg)
+{
+    struct fs *fs = inode->fs;
+    struct pieces p;
+    p.count = p.view_count = 0;
     pthread_rwlock_rdlock(&inode->map_lock);
-    ssize_t n = content_read(inode->fs, &inode->attr.map, inode->attr.size_bytes, buffer, bytes,
-                             offset_bytes);
+    unsigned section = segments_read_enter(fs->segments);
+    ssize_t n = read_range(fs, &inode->attr.map, inode->attr.size_bytes, buffer, bytes,
+                           offset_bytes, &p);
+    if (n >= 0 && !send(arg, p.iov, p.count, (size_t)n))
+        n = read_range(fs, &inode->attr.map, inode->attr.size_bytes, buffer, bytes, offset_bytes,
+                       NULL);
+    end_views(&p);
+    segments_read_exit(fs->segments, section);
     pthread_rwlock_unlock(&inode->map_lock);
     if (n == -EIO)
         damage_tell(inode, offset_bytes, bytes);
     return n;
+}
+
+/* Brings all to the buffer that is not there. */
+static bool gather(void *arg, const struct iovec *iov, unsigned count, size_t bytes)
+{
+    uint8_t *to = arg;
+    (void)bytes;
+    for (unsigned i = 0; i < count; to += iov[i++].iov_len)
+        if (iov[i].iov_base != to && !segments_view_copy(iov[i].iov_base, to, iov[i].iov_len))
+            return false;
+    return true;
+}
+
+ssize_t file_read(struct inode *inode, void *buffer, size_t bytes, uint64_t offset_bytes)
+{
+    return file_read_send(inode, buffer, bytes, offset_bytes, gather, buffer);
 }
 
 int file_seek(struct inode *inode, uint64_t offset_bytes, int whence, uint64_t *out)

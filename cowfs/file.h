@@ -12,11 +12,26 @@
 
 #include "cowfs/fs.h"
 
+#include <sys/uio.h>
+
 /* The largest size of a file: 2^62 bytes. */
 #define FILE_SIZE_MAX (INT64_C(1) << 62)
 
 /* Bytes read, 0 at the end of the file. Holes read as zeros. */
 ssize_t file_read(struct inode *inode, void *buffer, size_t bytes, uint64_t offset_bytes);
+
+/*
+ * The same without a copy, where the store lies in memory: `send` is given what was read, in
+ * pieces, some in `buffer`, others where they lie in the store. It is called once, unless the
+ * result is an error, and what it is given stays as it is only until it returns (but for what
+ * others write there at the same time). The file may not be changed meanwhile: it takes no lock of
+ * the file system, and waits for nobody. False: it could not touch a piece, and nothing has been
+ * sent; then all is read to the buffer.
+ */
+enum { FILE_PIECES_MAX = 33 };
+typedef bool (*file_send_fn)(void *arg, const struct iovec *iov, unsigned count, size_t bytes);
+ssize_t file_read_send(struct inode *inode, void *buffer, size_t bytes, uint64_t offset_bytes,
+                       file_send_fn send, void *arg);
 
 struct file_write_flags {
     bool kill_suid;  /* the caller lacks CAP_FSETID: clear setuid/setgid */

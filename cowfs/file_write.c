@@ -248,7 +248,7 @@ static int put_piece(struct job *j, uint64_t index, uint64_t *done)
         return error;
     *done = e.count;
     if (e.exclusive)
-        return segments_write(fs->segments, e.chunk, edge.from, edge.data,
+        return segments_overwrite(fs->segments, e.chunk, edge.from, edge.data,
                               count ? e.count * fs->chunk_bytes : edge.to - edge.from);
     if (count == 0)
         return put_edge(j, &e, &edge);
@@ -329,7 +329,8 @@ static int write_in_place(struct inode *inode, const uint8_t *data, size_t bytes
         index += e.count;
     }
     for (unsigned i = 0; i < ios; i++) {
-        int error = segments_write(fs->segments, io[i].chunk, io[i].skip, io[i].data, io[i].bytes);
+        int error =
+            segments_overwrite(fs->segments, io[i].chunk, io[i].skip, io[i].data, io[i].bytes);
         if (error)
             return error;
     }

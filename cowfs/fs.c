@@ -295,6 +295,7 @@ static int open_chunks(struct fs *fs, const struct left_over *left, struct errms
         &fs->segments, err);
     if (error)
         return error;
+    segments_use_views(fs->segments, config->view_bytes);
     fs->chunk_counts = counts_new(fs->db, KEY_CHUNK_COUNTS, config->cache_bytes / 4);
     fs->node_counts = counts_new(fs->db, KEY_NODE_COUNTS, config->cache_bytes / 8);
     if (config->read_only)

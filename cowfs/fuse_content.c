@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cowfs/fuse_content.h"
-#include "cowfs/file.h"
 #include "cowfs/fuse_ops.h"
 
 #include <errno.h>
@@ -12,7 +11,10 @@ static ssize_t serve_read(struct mount *m, const struct content_request *r)
     int error = mount_inode(m, r->header->nodeid, &inode);
     if (error)
         return error;
-    ssize_t got = file_read(inode, r->buffer, MIN(in->size, FUSE_IO_BYTES), in->offset);
+    size_t bytes = MIN(in->size, FUSE_IO_BYTES);
+    ssize_t got =
+        r->send ? file_read_send(inode, r->buffer, bytes, in->offset, r->send, r->send_arg)
+                : file_read(inode, r->buffer, bytes, in->offset);
     inode_put(inode);
     return got;
 }
@@ -45,10 +47,12 @@ bool content_serve(struct mount *m, const struct content_request *r, struct cont
     ssize_t done;
     if (r->header->opcode == FUSE_READ && r->args_bytes >= sizeof(struct fuse_read_in)) {
         done = serve_read(m, r);
+        reply->sent = r->send && done >= 0;
         reply->data = r->buffer;
         reply->bytes = done > 0 ? (size_t)done : 0;
     } else if (r->header->opcode == FUSE_WRITE && r->args_bytes >= sizeof(struct fuse_write_in)) {
         done = serve_write(m, r);
+        reply->sent = false;
         reply->written = (struct fuse_write_out){.size = done > 0 ? (uint32_t)done : 0};
         reply->data = &reply->written;
         reply->bytes = done >= 0 ? sizeof(reply->written) : 0;

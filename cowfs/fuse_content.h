@@ -8,6 +8,8 @@
 #ifndef COWFS_FUSE_CONTENT_H
 #define COWFS_FUSE_CONTENT_H
 
+#include "cowfs/file.h"
+
 #include <linux/fuse.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -23,9 +25,13 @@ struct content_request {
     const void *payload; /* of a WRITE: its data */
     size_t payload_bytes;
     void *buffer; /* for what a READ reads: FUSE_IO_BYTES, aligned to a page */
+    /* If not NULL: what a READ reads goes there, and not to the buffer (file.h). */
+    file_send_fn send;
+    void *send_arg;
 };
 
 struct content_reply {
+    bool sent;  /* by `send`; what follows is not set */
     int error;  /* 0 or negative errno */
     void *data; /* `buffer`, or `written` */
     size_t bytes;

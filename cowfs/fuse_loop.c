@@ -115,6 +115,27 @@ static bool unpark_one(struct fuse_loop *loop)
     return w;
 }
 
+static void send_reply(struct worker *w, struct iovec *iov, unsigned count)
+{
+    /* ENOENT: nobody waits for it any more. */
+    if (writev(fuse_session_fd(w->loop->session), iov, (int)count) < 0 && errno != ENOENT &&
+        !fuse_session_exited(w->loop->session))
+        g_warning("a reply to the kernel: %s", g_strerror(errno));
+}
+
+/* The kernel copies from where it lies. If it cannot, it has answered by EIO, as a read would. */
+static bool send_read(void *arg, const struct iovec *iov, unsigned count, size_t bytes)
+{
+    struct worker *w = arg;
+    const struct fuse_in_header *in = (const void *)w->request;
+    struct fuse_out_header out = {.len = (uint32_t)(sizeof(out) + bytes), .unique = in->unique};
+    struct iovec all[FILE_PIECES_MAX + 1] = {{&out, sizeof(out)}};
+    g_assert(count < G_N_ELEMENTS(all));
+    memcpy(all + 1, iov, count * sizeof(*iov));
+    send_reply(w, all, count + 1);
+    return true;
+}
+
 static bool serve_content(struct worker *w, const struct fuse_buf *buf)
 {
     const struct fuse_in_header *in = (const void *)w->request;
@@ -127,17 +148,18 @@ static bool serve_content(struct worker *w, const struct fuse_buf *buf)
         .payload = w->request + WRITE_HEADER_BYTES,
         .payload_bytes = write ? args_bytes - sizeof(struct fuse_write_in) : 0,
         .buffer = w->data,
+        .send = send_read,
+        .send_arg = w,
     };
     struct content_reply reply;
     if (!content_serve(w->loop->mount, &request, &reply))
         return false;
+    if (reply.sent)
+        return true;
     struct fuse_out_header out = {
         .len = (uint32_t)(sizeof(out) + reply.bytes), .error = reply.error, .unique = in->unique};
     struct iovec iov[] = {{&out, sizeof(out)}, {reply.data, reply.bytes}};
-    /* ENOENT: nobody waits for it any more. */
-    if (writev(fuse_session_fd(w->loop->session), iov, 2) < 0 && errno != ENOENT &&
-        !fuse_session_exited(w->loop->session))
-        g_warning("a reply to the kernel: %s", g_strerror(errno));
+    send_reply(w, iov, 2);
     return true;
 }
 

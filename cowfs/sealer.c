@@ -239,6 +239,7 @@ static void *sealer_main(void *arg)
         if (s->fs->config.seal_background)
             round_of_files(s);
         clean_index(s);
+        segments_drop_views(s->fs->segments, false); /* it comes by anyway */
     }
     return NULL;
 }

@@ -10,6 +10,8 @@
 /* Enough for a sequential reader to keep several requests under way, little
  * enough not to hurt random faults on a mapped memory image (docs/DESIGN.md). */
 enum { READ_AHEAD_KB_DEFAULT = 512, THREADS_MAX = 256 };
+/* Smaller ones gain nothing from a mapping (docs/DESIGN.md, The transport). */
+enum { VIEW_BYTES = 64 * 1024 };
 
 /* What a mount has if no option says: passthrough, or the kernel's writeback cache, which
  * exclude each other (docs/DESIGN.md tells what each is good for). */
@@ -66,7 +68,7 @@ const char mount_options_help[] =
 void mount_options_init(struct mount_options *o)
 {
     *o = (struct mount_options){
-        .fs = {.create = true, .seal_background = true},
+        .fs = {.create = true, .seal_background = true, .view_bytes = VIEW_BYTES},
         .read_ahead_kb = READ_AHEAD_KB_DEFAULT,
         .log_level = G_LOG_LEVEL_MESSAGE,
         .allow_other = geteuid() == 0,

@@ -94,6 +94,7 @@ static struct fs_config choose_config(struct rng *r)
         .seal_delay_ms = 1 + (unsigned)rng_below(r, 100),
         .seal_rate_bytes = rates[rng_below(r, G_N_ELEMENTS(rates))],
         .journal_fd = journal_fd,
+        .view_bytes = rng_percent(r, 50),
     };
 }
 
@@ -116,6 +117,8 @@ static struct epoch choose_epoch(uint64_t number, uint64_t first, bool after_cra
         e.way = END_KILL;
     if (e.way == END_KILL && !options.kill)
         e.way = END_EXIT;
+    if (e.way == END_POWER)
+        e.config.view_bytes = 0; /* the log of the disk would not see what mappings change */
     if (options.journal && options.kill && after_crash && rng_percent(&r, 50)) {
         e.kills_in_open = 1 + (unsigned)rng_below(&r, 3);
         e.kill_in_open_us = (unsigned)rng_below(&r, 30000);

@@ -510,6 +510,7 @@ static void open_store(const char *store, struct rng *rng)
         .commit_interval_ms = 5 + (unsigned)rng_below(rng, 50),
         .seal_background = true,
         .seal_delay_ms = 1 + (unsigned)rng_below(rng, 20),
+        .view_bytes = rng_percent(rng, 50),
     };
     struct errmsg err = {""};
     if (fs_open(store, &config, &fs, &err))
