@@ -192,7 +192,8 @@ static bool make_present(struct segments *s, struct view_unit *unit, uint64_t at
     bool all = true;
     for (uint64_t g = first; g <= last && all; g++)
         all = atomic_load_explicit(&unit->present[g / WORD_BITS], memory_order_relaxed) >>
-                  (g % WORD_BITS) & 1;
+                  (g % WORD_BITS) &
+              1;
     if (all)
         return true;
     uint64_t page = at & ~(uint64_t)(getpagesize() - 1);
@@ -242,7 +243,9 @@ bool segment_view_write(struct segments *s, struct segment *seg, int fd, uint64_
 bool segments_view(struct segments *s, chunk_t first, uint64_t skip_bytes, size_t bytes,
                    struct segments_view *out)
 {
-    struct segment *seg = bytes >= s->view_min_bytes && s->view_min_bytes ? segment_find(s, chunk_segment(first)) : NULL;
+    struct segment *seg = bytes >= s->view_min_bytes && s->view_min_bytes
+                              ? segment_find(s, chunk_segment(first))
+                              : NULL;
     int fd = seg ? segment_fd_get(s, seg) : -1;
     if (fd < 0)
         return false;

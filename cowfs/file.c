@@ -102,8 +102,8 @@ ssize_t file_read_send(struct inode *inode, void *buffer, size_t bytes, uint64_t
     p.count = p.view_count = 0;
     pthread_rwlock_rdlock(&inode->map_lock);
     unsigned section = segments_read_enter(fs->segments);
-    ssize_t n = read_range(fs, &inode->attr.map, inode->attr.size_bytes, buffer, bytes,
-                           offset_bytes, &p);
+    ssize_t n =
+        read_range(fs, &inode->attr.map, inode->attr.size_bytes, buffer, bytes, offset_bytes, &p);
     if (n >= 0 && !send(arg, p.iov, p.count, (size_t)n))
         n = read_range(fs, &inode->attr.map, inode->attr.size_bytes, buffer, bytes, offset_bytes,
                        NULL);

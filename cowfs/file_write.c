@@ -249,7 +249,7 @@ static int put_piece(struct job *j, uint64_t index, uint64_t *done)
     *done = e.count;
     if (e.exclusive)
         return segments_overwrite(fs->segments, e.chunk, edge.from, edge.data,
-                              count ? e.count * fs->chunk_bytes : edge.to - edge.from);
+                                  count ? e.count * fs->chunk_bytes : edge.to - edge.from);
     if (count == 0)
         return put_edge(j, &e, &edge);
     if (e.chunk)

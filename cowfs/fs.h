@@ -39,7 +39,8 @@ struct fs_config {
     unsigned seal_delay_ms;   /* a file is sealed when unwritten for so long; 0: 30000 */
     uint64_t seal_rate_bytes; /* per second, 0: unlimited */
     bool verify;              /* check the hash of sealed chunks at each read */
-    size_t view_bytes; /* transfers of so much by mappings, on tmpfs (segments_use_views); 0: none */
+    size_t
+        view_bytes; /* transfers of so much by mappings, on tmpfs (segments_use_views); 0: none */
     int lock_fd;    /* the store's lock, taken before by another process; 0: take it. Remains
                     the caller's */
     bool keep_flat; /* sealing in the background leaves flat files flat (flat.h) */

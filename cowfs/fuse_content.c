@@ -12,9 +12,9 @@ static ssize_t serve_read(struct mount *m, const struct content_request *r)
     if (error)
         return error;
     size_t bytes = MIN(in->size, FUSE_IO_BYTES);
-    ssize_t got =
-        r->send ? file_read_send(inode, r->buffer, bytes, in->offset, r->send, r->send_arg)
-                : file_read(inode, r->buffer, bytes, in->offset);
+    ssize_t got = r->send
+                      ? file_read_send(inode, r->buffer, bytes, in->offset, r->send, r->send_arg)
+                      : file_read(inode, r->buffer, bytes, in->offset);
     inode_put(inode);
     return got;
 }

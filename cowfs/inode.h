@@ -84,8 +84,9 @@ struct inode {
     bool reaping;                    /* claimed by the reaper; cache's lock */
     atomic_bool unsealed;            /* has been written since the sealer was through with it */
     atomic_int_fast64_t written_ms;  /* CLOCK_MONOTONIC, last write (for the sealer) */
-    atomic_int_fast64_t seal_wait_ms; /* how long it has to rest, if longer than others (sealer.h) */
-    GList lru_link;                  /* inode.c's own: in the shard's LRU while evictable */
+    atomic_int_fast64_t
+        seal_wait_ms; /* how long it has to rest, if longer than others (sealer.h) */
+    GList lru_link;   /* inode.c's own: in the shard's LRU while evictable */
     GList dirty_link;
     bool in_lru;
     atomic_uint_fast64_t made_in; /* the directory of O_TMPFILE, in this daemon; else 0 */
