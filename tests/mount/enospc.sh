@@ -4,12 +4,24 @@
 # shellcheck source=../../scripts/lib/testlib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib/testlib.sh"
 
+export TEST_LIMIT_S=${TEST_LIMIT_S:-240}
 tool=$HELPERS/mount_tool
 
-# A store on a tmpfs of 64 MiB, with a file and a clone of it.
+# A store on a tmpfs of 64 MiB, with a file and a clone of it; or on such a file system on a loop device,
+# of some 60 MiB. (XFS is 300 MiB at least: a file takes the rest.)
 small_up() {
     mkdir "$WORK/small"
-    mount -t tmpfs -o size=64m cowfs-small "$WORK/small"
+    case ${small_kind:-tmpfs} in
+        tmpfs) mount -t tmpfs -o size=64m cowfs-small "$WORK/small" ;;
+        ext4 | xfs)
+            need_loop
+            truncate -s "$([ "$small_kind" = xfs ] && echo 320M || echo 80M)" "$WORK/disk"
+            "mkfs.$small_kind" -q "$WORK/disk"
+            mount -o loop "$WORK/disk" "$WORK/small"
+            fallocate -l $(($(df -B1 --output=avail "$WORK/small" | tail -n 1) - (60 << 20))) \
+                "$WORK/small/rest"
+            ;;
+    esac
     STORE=$WORK/small/store
     mount_up "${1:-}"
     random_file "$WORK/kept" 8000000
@@ -53,6 +65,29 @@ test_fsync() {
     check_works_again
     small_down
 }
+
+# On disks, where blocks are given out later than the write that needs them.
+on_a_disk() {
+    small_kind=$1
+    small_up
+    expect 1 dd if=/dev/urandom of="$MNT/fill" bs=1M count=200 conv=fsync status=none
+    assert_contains "$ERR" "No space left on device"
+    check_kept
+    check_works_again
+    expect 1 dd if=/dev/urandom of="$MNT/fill" bs=1M count=200 oflag=direct status=none
+    assert_contains "$ERR" "No space left on device"
+    check_kept
+    check_works_again
+    # Somebody else takes what is left.
+    dd if=/dev/zero of="$WORK/small/other" bs=64K status=none 2>/dev/null || true
+    expect 1 dd if=/dev/urandom of="$MNT/fill" bs=1M count=200 conv=fsync status=none
+    check_kept
+    rm "$WORK/small/other"
+    check_works_again
+    small_down
+}
+test_full_ext4() { on_a_disk ext4; }
+test_full_xfs() { on_a_disk xfs; }
 
 # Without fsync close(2) tells, since it writes what is in the cache.
 test_close() {

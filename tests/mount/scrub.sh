@@ -123,6 +123,22 @@ test_under_load() {
     fsck_clean
 }
 
+# No faster than asked for; and a terminal is told how far it is.
+test_rate_and_progress() {
+    local began took bytes
+    need_tool script
+    make_files
+    bytes=$(df_of stored_bytes)
+    began=${EPOCHREALTIME/./}
+    script -qefc "'$COWFS' scrub --rate 1M '$MNT'" "$WORK/typescript" >/dev/null </dev/null
+    took=$((${EPOCHREALTIME/./} - began))
+    assert_ge "$took" $(((bytes - 1048576) * 1000000 / 1048576)) "microseconds for $bytes bytes"
+    tr '\r' '\n' <"$WORK/typescript" >"$WORK/told"
+    assert_ge "$(grep -c '%' "$WORK/told")" 2 "$(cat "$WORK/told")"
+    grep -q "no damage" "$WORK/told" || fail "no report: $(cat "$WORK/told")"
+    mount_down
+}
+
 test_misused() {
     make_files
     expect 16 "$COWFS" scrub
