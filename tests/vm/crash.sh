@@ -93,8 +93,8 @@ test_hibernate_and_resume() {
     done
     down_with_guests
 }
-# The guard is through.
-settled() { no_process cowvm-guard; }
+# The guard is through. In its first moment it still has the command's name.
+settled() { no_process cowvm && no_process cowvm-guard; }
 
 # Whole under its name, or not there at all.
 kept_or_not() {
@@ -133,31 +133,31 @@ test_snapshot() {
 
 # Before the point of no return it runs on as if nothing had been; after it, it is the kept one.
 test_reset() {
-    local call n before=0 after=0
+    local call step before=0 after=0 rename=renameat,renameat2
     need_strace
     up_with_guest
     "$COWVM" snapshot golden kept
-    for call in ioctl pidfd_send_signal renameat,renameat2 sendmsg; do
-        for n in 1 2 3 4 6 8; do
-            ask golden set later
-            killed_at "$call" "$n" "$COWVM" reset golden kept || break
-            tidy
-            printf 'reset %s %s: %s\n' "$call" "$n" "$(state_of golden)"
-            if [ "$(state_of golden)" = saved ]; then
-                "$COWVM" resume golden
-                assert_eq "$(ask golden get)" "prepared prepared"
-                after=$((after + 1))
-            elif [ "$(ask golden get)" = "later later" ]; then
-                before=$((before + 1))
-            else
-                assert_eq "$(ask golden get)" "prepared prepared"
-                after=$((after + 1))
-            fi
-            [ ! -e "$MNT/golden/snapshot.snap" ] || fail "a snapshot.snap beside a VM that runs"
-        done
+    for step in ioctl:1 pidfd_send_signal:1 "$rename:"{1..6} sendmsg:1 sendmsg:4 sendmsg:7; do
+        call=${step%:*}
+        ask golden set later
+        # Was it through before? Then that was one reset more.
+        killed_at "$call" "${step#*:}" "$COWVM" reset golden kept || continue
+        tidy
+        printf 'reset %s: %s\n' "$step" "$(state_of golden)"
+        if [ "$(state_of golden)" = saved ]; then
+            "$COWVM" resume golden
+            assert_eq "$(ask golden get)" "prepared prepared"
+            after=$((after + 1))
+        elif [ "$(ask golden get)" = "later later" ]; then
+            before=$((before + 1))
+        else
+            assert_eq "$(ask golden get)" "prepared prepared"
+            after=$((after + 1))
+        fi
+        [ ! -e "$MNT/golden/snapshot.snap" ] || fail "a snapshot.snap beside a VM that runs"
         qemus_are 1 || fail "$(qemus) QEMUs"
-        lives_on
     done
+    lives_on
     # Kills did fall on both sides.
     assert_ge "$before" 1 "kills before it"
     assert_ge "$after" 1 "kills after it"
