@@ -388,11 +388,17 @@ static int do_info(struct call *c)
     return 0;
 }
 
+/* The machine's root, or the plain user whom the daemon runs as. */
+static bool is_master(struct call *c)
+{
+    struct caller caller = caller_of(c);
+    return caller_is_root(&caller) || (caller.uid != 0 && caller.uid == geteuid());
+}
+
 static int do_scrub(struct call *c)
 {
     /* It reads for long, and what others have. */
-    uint32_t uid = mount_caller(c->req).uid;
-    if (uid != 0 && uid != geteuid())
+    if (!is_master(c))
         return -EPERM;
     return scrub_step(c->fs, c->io);
 }
@@ -401,11 +407,10 @@ static int do_public(struct call *c)
 {
     struct cowfs_ioc_public *io = c->io;
     if (io->action != COWFS_PUBLIC_TELL) {
-        struct caller caller = caller_of(c);
         if (c->mount->view || c->fs->config.read_only)
             return -EROFS;
         /* Who may make something public can find out who has it (domain.h). */
-        if (!caller_is_root(&caller) && (caller.uid == 0 || caller.uid != geteuid()))
+        if (!is_master(c))
             return -EPERM;
     }
     return domain_public_range(c->fs, c->ino, io);
@@ -419,8 +424,7 @@ static int do_damage(struct call *c)
 static int do_upgrade(struct call *c)
 {
     struct cowfs_ioc_upgrade *io = c->io;
-    uint32_t uid = mount_caller(c->req).uid;
-    if (uid != 0 && uid != geteuid())
+    if (!is_master(c))
         return -EPERM;
     if (io->flags & ~(uint32_t)COWFS_UPGRADE_GO)
         return -EINVAL;

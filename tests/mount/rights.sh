@@ -206,6 +206,52 @@ test_others_trees() {
     expect 8 as_nobody "$user_cowfs" scrub "$MNT"
 }
 
+# Root of another user namespace, or without capabilities, is not the one who has the store.
+test_roots_that_are_none() {
+    need_user_namespaces
+    clone_fixture
+    mkdir -m 700 "$MNT/tree/closed"
+    chown 12:12 "$MNT/tree/closed"
+    echo theirs >"$MNT/theirs"
+    chown 12:12 "$MNT/theirs"
+    chmod 755 "$MNT/theirs"
+    powerless() { setpriv --bounding-set=-all --inh-caps=-all "$@"; }
+    elsewhere() { unshare -Ur "$@"; }
+    for other in elsewhere powerless; do
+        expect 8 "$other" "$COWFS" scrub "$MNT"
+        expect 1 "$other" "$COWFS" upgrade "$MNT"
+        assert_contains "$ERR" "not permitted"
+        expect 1 "$other" "$COWFS" public "$MNT/theirs"
+        assert_contains "$ERR" "not permitted"
+        expect 1 "$other" "$COWFS" seal "$MNT/theirs"
+        assert_contains "$ERR" "not permitted"
+        expect 1 "$other" "$COWFS" du "$MNT/tree"
+        assert_contains "$ERR" "ermission"
+    done
+    expect 0 "$COWFS" scrub "$MNT"
+    expect 0 "$COWFS" du "$MNT/tree"
+}
+
+# What would not be deleted by rm is not by cowfs rm; what could not be opened for writing is not
+# laid out anew.
+test_change_through_read_only_mounts() {
+    clone_fixture
+    mkdir "$WORK/ro"
+    mount --bind "$MNT" "$WORK/ro"
+    mount -o remount,bind,ro "$WORK/ro"
+    head -c 3M /dev/urandom >"$MNT/large"
+    expect 1 "$COWFS" rm "$WORK/ro/tree"
+    assert_contains "$ERR" "Read-only"
+    expect 1 "$COWFS" pack "$WORK/ro/large"
+    assert_contains "$ERR" "Read-only"
+    expect 1 unshare -m bash -c 'mount -o remount,bind,ro "$2" && exec "$1" rm "$2/tree"' - "$COWFS" "$MNT"
+    assert_contains "$ERR" "Read-only"
+    assert_eq "$(names_in "$MNT/tree")" secret
+    umount "$WORK/ro"
+    expect 0 "$COWFS" rm "$MNT/tree"
+    assert_missing "$MNT/tree"
+}
+
 # With a descriptor that cannot read nothing is told of what is in the file.
 test_diff_needs_reading() {
     clone_fixture
