@@ -209,6 +209,8 @@ up_with_guest() {
 down_with_guests() {
     local vm
     for vm in $(names_in "$MNT"); do
+        # A standby, which goes with its VM.
+        [[ $vm != .* ]] || continue
         [ ! -e "$MNT/$vm/vm.json" ] || "$COWVM" stop --now "$vm"
     done
     nothing_hidden || fail "left behind: $(find "$MNT" -maxdepth 1 -name '.*')"

@@ -5,6 +5,7 @@
 #include "tools/cowvm/clone.h"
 #include "tools/cowvm/cowvm.h"
 #include "tools/cowvm/machine.h"
+#include "tools/cowvm/standby.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -135,7 +136,7 @@ static bool reset(struct vm *vm, const struct vm *kept)
               clone_directory(fd, kept->path, vm->parent_fd, vm->parent, hidden) &&
               vm_locate_inside(&now, vm, hidden) && vm_open_located(&now) &&
               take_identity(&now, vm) && journal_reset(vm, HIDDEN_FIRST, &now) &&
-              runtime_kill(vm) && swap(vm, hidden);
+              runtime_kill(vm) && standby_end(vm) && swap(vm, hidden);
     close(fd);
     if (!ok)
         runtime_discard(vm->parent_fd, vm->parent, hidden);

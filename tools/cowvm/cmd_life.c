@@ -5,6 +5,7 @@
 #include "tools/cowvm/cowvm.h"
 #include "tools/cowvm/machine.h"
 #include "tools/cowvm/process.h"
+#include "tools/cowvm/standby.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -62,8 +63,9 @@ static bool start(struct vm *vm, const struct choice *choice)
         tool_error("%s: runs already", vm->path);
         return false;
     }
-    if (!vm_unlink(vm, VM_STATE_NEW) || (choice->flag && !vm_unlink(vm, VM_STATE)) ||
-        !journal_begin(vm, JOURNAL_MOVE, true))
+    /* What is left of it from the run before. */
+    if (!standby_end(vm) || !vm_unlink(vm, VM_STATE_NEW) ||
+        (choice->flag && !vm_unlink(vm, VM_STATE)) || !journal_begin(vm, JOURNAL_MOVE, true))
         return false;
     bool ok = machine_start(vm, &o, true);
     journal_end(vm);
@@ -134,7 +136,7 @@ static bool stop(struct vm *vm, const struct choice *choice)
     enum { QUIT_WAIT_MS = 10000 };
     int handle = runtime_handle(vm);
     if (handle < 0)
-        return true;
+        return standby_end(vm);
     bool gone = false;
     if (!choice->flag) {
         gone = ask_to_end(vm, true) && runtime_wait_gone(handle, choice->number * 1000);
@@ -145,7 +147,7 @@ static bool stop(struct vm *vm, const struct choice *choice)
     gone = gone || (ask_to_end(vm, false) && runtime_wait_gone(handle, QUIT_WAIT_MS)) ||
            runtime_kill(vm);
     close(handle);
-    return gone;
+    return gone && standby_end(vm);
 }
 
 int cmd_stop(int argc, char **argv)
@@ -191,7 +193,7 @@ static bool rm(struct vm *vm, const struct choice *choice)
         tool_error("%s: runs (--force would switch it off)", vm->path);
         return false;
     }
-    if (!journal_begin(vm, JOURNAL_BUILD, false))
+    if (!standby_end(vm) || !journal_begin(vm, JOURNAL_BUILD, false))
         return false;
     /* Away in one step; whoever comes next removes what is left of it. */
     g_autofree char *hidden = hidden_name(vm, HIDDEN_OWNER);
@@ -271,7 +273,7 @@ static bool hibernate(struct vm *vm, const struct choice *choice)
     }
     if (choice->flag && !is_idle(vm, choice->number))
         return true;
-    return machine_save(vm);
+    return machine_save(vm) && standby_end(vm);
 }
 
 int cmd_hibernate(int argc, char **argv)

@@ -4,6 +4,7 @@
 #include "tools/cowvm/cowvm.h"
 #include "tools/cowvm/machine.h"
 #include "tools/cowvm/process.h"
+#include "tools/cowvm/standby.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -83,6 +84,9 @@ static json_t *describe(struct vm *vm)
         json_object_set_new(o, "pid", json_integer(pid));
         json_object_set_new(o, "up_seconds", json_real(up_seconds(pid)));
         json_object_set_new(o, "forwards", forwards_of(vm));
+        uint64_t waiting;
+        if (runtime_wants_standby(vm) && process_memory(standby_pid(vm), &waiting))
+            json_object_set_new(o, "standby_bytes", tool_json_u64(waiting));
     }
     return o;
 }
@@ -114,6 +118,8 @@ static void print_line(struct listing *l, json_t *o)
     {
         printf("  %s=127.0.0.1:%d", key, (int)json_integer_value(value));
     }
+    if ((value = json_object_get(o, "standby_bytes")))
+        printf("  standby=%s", tool_size((uint64_t)json_integer_value(value)).s);
     putchar('\n');
 }
 

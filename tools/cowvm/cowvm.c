@@ -26,6 +26,7 @@ static const struct command {
     {"exec-qmp", "cowvm exec-qmp", cmd_exec_qmp, "have its QEMU execute a command"},
     {"run", "cowvm run", cmd_run, "run a throw-away clone of it"},
     {"fork", "cowvm fork", cmd_fork, "copy it with its memory while it runs; both run on"},
+    {"standby", "cowvm standby", cmd_standby, "keep a QEMU ready for its next fork"},
     {"hibernate", "cowvm hibernate", cmd_hibernate, "its memory to the store, its process gone"},
     {"resume", "cowvm resume", cmd_resume, "take it up where it was hibernated"},
     {"snapshot", "cowvm snapshot", cmd_snapshot, "keep a moment of it"},

@@ -16,5 +16,6 @@ int cmd_resume(int argc, char **argv);
 int cmd_snapshot(int argc, char **argv);
 int cmd_reset(int argc, char **argv);
 int cmd_run(int argc, char **argv);
+int cmd_standby(int argc, char **argv);
 
 #endif

@@ -2,8 +2,10 @@
 #include "tools/cowvm/fork.h"
 #include "tools/cowfs_tool.h"
 #include "tools/cowvm/clone.h"
+#include "tools/cowvm/hot.h"
 #include "tools/cowvm/machine.h"
 #include "tools/cowvm/notify.h"
+#include "tools/cowvm/standby.h"
 #include "tools/cowvm/state.h"
 
 #include <errno.h>
@@ -20,19 +22,13 @@ static gint64 now(void)
 /* Its directory is there. Its QEMU is soon after; nobody waits for it yet. */
 static bool launch(const struct fork *f, struct fork_copy *c)
 {
-    struct qemu_options o = {.incoming = true};
-    if (!vm_locate_inside(&c->vm, &f->source, c->hidden) || !vm_open_located(&c->vm))
-        return false;
-    /* What it is called in messages. */
-    g_free(c->vm.path);
-    c->vm.path = g_strdup(c->target.path);
-    return runtime_open(&c->vm) && qemu_start(&c->vm, &o);
+    return machine_launch(&c->vm, &f->source, c->hidden, c->target.path);
 }
 
 static bool await(struct fork_copy *c)
 {
     c->q = qemu_connect_new(&c->vm);
-    if (!c->q || !state_expect(&c->vm, c->q))
+    if (!c->q || !state_expect(&c->vm, c->q) || !state_expect_quietly(&c->vm, c->q))
         return false;
     c->forwards = qemu_forwards(&c->vm, c->q);
     return true;
@@ -53,7 +49,10 @@ static bool give_name(const struct fork *f, struct fork_copy *c)
 static bool make_frame(struct fork *f)
 {
     struct fork_copy *first = &f->copies[0];
-    const struct vm *s = &f->source;
+    struct vm *s = &f->source;
+    first->made = standby_take(s, first->hidden, first->target.path, &first->vm);
+    if (first->made)
+        return true;
     first->made = clone_frame(s->dir_fd, s->path, s->parent_fd, s->parent, first->hidden);
     return first->made && launch(f, first);
 }
@@ -100,7 +99,9 @@ static bool make_first(struct fork *f)
 static bool start_first(struct fork *f)
 {
     struct fork_copy *first = &f->copies[0];
-    bool ok = state_load(&first->vm, first->q);
+    bool ok = state_load_begin(&first->vm, first->q);
+    hot_fetch(&f->source, &first->vm);
+    ok = ok && state_load_end(&first->vm, first->q);
     f->steps.restored = now();
     ok = ok && state_go_on(&first->vm, first->q, false);
     f->steps.on = now();

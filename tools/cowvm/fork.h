@@ -9,6 +9,8 @@
  * Further copies are clones of the first before that goes on: all of one moment,
  * and the source has long been running by then.
  *
+ * If the source has a standby (standby.h), that is the frame, with its QEMU.
+ *
  * A copy is made and started under a hidden name and gets its own when its guest
  * runs and has a network card with its own address, so an interrupted fork leaves
  * none, or whole ones.

@@ -2,6 +2,7 @@
 #include "tools/cowvm/journal.h"
 #include "tools/cowfs_tool.h"
 #include "tools/cowvm/notify.h"
+#include "tools/cowvm/process.h"
 #include "tools/cowvm/qmp.h"
 #include "tools/cowvm/runtime.h"
 #include "tools/cowvm/state.h"
@@ -9,7 +10,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -130,35 +130,13 @@ bool journal_recover(struct vm *vm)
 
 /* ---- the journal and its guard ---- */
 
-/* What it was born with and does not need: above all the connection to QEMU,
- * which would not serve another one as long as this one is open. */
-static void close_others(const int *keep, size_t count)
-{
-    for (int fd = 3; fd < sysconf(_SC_OPEN_MAX) && fd < 1024; fd++) {
-        bool kept = false;
-        for (size_t i = 0; i < count; i++)
-            kept = kept || keep[i] == fd;
-        if (!kept)
-            close(fd);
-    }
-}
-
 /* The guard: waits until the command has ended, which closes the pipe. */
 static void __attribute__((noreturn)) guard(struct vm *vm, int pipe_fd)
 {
     char word;
     ssize_t got;
     const int keep[] = {vm->parent_fd, vm->dir_fd, vm->run_fd, vm->lock_fd, pipe_fd};
-    close_others(keep, G_N_ELEMENTS(keep));
-    setsid();
-    prctl(PR_SET_NAME, "cowvm-guard");
-    signal(SIGINT, SIG_IGN);
-    signal(SIGTERM, SIG_IGN);
-    signal(SIGHUP, SIG_IGN);
-    /* Whoever reads the command's output must not wait for the guard. */
-    int null = open("/dev/null", O_RDWR);
-    for (int fd = 0; null >= 0 && fd <= 2; fd++)
-        dup2(null, fd);
+    process_detach(keep, G_N_ELEMENTS(keep));
     do
         got = read(pipe_fd, &word, 1);
     while (got < 0 && errno == EINTR);
@@ -182,6 +160,8 @@ bool journal_begin(struct vm *vm, enum journal_op op, bool was_running)
     pid_t pid = fork();
     if (pid == 0) {
         close(ends[1]);
+        /* Its name from the first moment. */
+        prctl(PR_SET_NAME, "cowvm-guard");
         /* Once more, so that nobody has to wait for it. */
         if (fork() != 0)
             _exit(0);

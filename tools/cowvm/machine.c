@@ -46,6 +46,16 @@ bool machine_start(struct vm *vm, struct qemu_options *o, bool durable)
     return ok;
 }
 
+bool machine_launch(struct vm *vm, const struct vm *other, const char *hidden, const char *path)
+{
+    struct qemu_options o = {.incoming = true};
+    if (!vm_locate_inside(vm, other, hidden) || !vm_open_located(vm))
+        return false;
+    g_free(vm->path);
+    vm->path = g_strdup(path);
+    return runtime_open(vm) && qemu_start(vm, &o);
+}
+
 /* ---- saving ---- */
 
 static bool is_running(struct qmp *q)

@@ -18,6 +18,10 @@ bool machine_take_up(struct vm *vm, bool incoming, bool durable);
 /* Starts it: from its saved state, or switches it on. */
 bool machine_start(struct vm *vm, struct qemu_options *o, bool durable);
 
+/* Starts a QEMU, waiting for its state, in the clone in the making `hidden`
+ * beside `other`; `path` is what it is called in messages. Opens *vm. */
+bool machine_launch(struct vm *vm, const struct vm *other, const char *hidden, const char *path);
+
 /* The connection to a running VM, for a command that stops it for a moment and
  * lets it go on; its journal is open from here on. NULL: said so already. */
 struct qmp *machine_reach(struct vm *vm, bool *was_running);

@@ -164,6 +164,16 @@ bool runtime_kill(struct vm *vm)
     return pid == 0;
 }
 
+static bool wants_standby(int run_fd)
+{
+    return faccessat(run_fd, "standby", F_OK, 0) == 0 && qmp_peer(run_fd, "qmp") != 0;
+}
+
+bool runtime_wants_standby(struct vm *vm)
+{
+    return runtime_pid(vm) != 0 && wants_standby(vm->run_fd);
+}
+
 const char *runtime_state(struct vm *vm)
 {
     if (runtime_pid(vm))
@@ -190,9 +200,14 @@ static char *owner_of(const char *name)
     return uuid;
 }
 
+static unsigned long number_of(const char *name)
+{
+    return strtoul(name + strlen(HIDDEN_PREFIX) + UUID_LENGTH + 1, NULL, 10);
+}
+
 static bool is_owners_home(const char *name)
 {
-    return strtoul(name + strlen(HIDDEN_PREFIX) + UUID_LENGTH + 1, NULL, 10) == HIDDEN_OWNER;
+    return number_of(name) == HIDDEN_OWNER;
 }
 
 /* What runs in it is ended first. But a clone that nobody has used yet has its
@@ -249,14 +264,12 @@ static bool discard_hidden(int parent_fd, const char *parent, const char *owner)
         int run_fd = -1, lock_fd = -1;
         if (!uuid || (owner && strcmp(uuid, owner) != 0))
             continue;
-        if (!owner) {
-            run_fd = open_run_directory(uuid, false);
-            if (run_fd >= 0 && try_lock(run_fd, &lock_fd) == 0) {
-                close(run_fd);
-                continue;
-            }
-        }
-        ok = runtime_discard(parent_fd, parent, entry->d_name) && ok;
+        run_fd = open_run_directory(uuid, false);
+        bool at_work = !owner && run_fd >= 0 && try_lock(run_fd, &lock_fd) == 0;
+        bool standby =
+            run_fd >= 0 && number_of(entry->d_name) == HIDDEN_STANDBY && wants_standby(run_fd);
+        if (!at_work && !standby)
+            ok = runtime_discard(parent_fd, parent, entry->d_name) && ok;
         if (lock_fd >= 0)
             close(lock_fd);
         if (run_fd >= 0)

@@ -10,8 +10,13 @@
  *   console     the serial line's socket
  *   serial.log  all that the guest wrote there
  *   qemu.log    what QEMU said
+ *   hot         what its copies need first of their memory (hot.h)
+ *   standby     the VM is to have a standby; its keeper holds it (flock, standby.h)
  *
  * What a command that was killed leaves behind is put right by journal.h.
+ *
+ * The one hidden directory that is meant to stay is a standby. It is one as long
+ * as its owner runs and has the file "standby"; else it is removed like others.
  */
 #ifndef COWVM_RUNTIME_H
 #define COWVM_RUNTIME_H
@@ -28,9 +33,13 @@ bool runtime_lock(struct vm *vm);
 /* Removes the runtime directory of a VM that is gone for good. */
 void runtime_remove(struct vm *vm);
 
+/* Does the VM run and want a standby? Its runtime directory need not be open. */
+bool runtime_wants_standby(struct vm *vm);
+
 /* Where a clone is made before it gets its name; HIDDEN_OWNER is where the
- * owner itself lives (cowvm run --rm). The caller frees it. */
-enum { HIDDEN_OWNER = 0, HIDDEN_FIRST = 1 };
+ * owner itself lives (cowvm run --rm), HIDDEN_STANDBY where its standby waits.
+ * The caller frees it. */
+enum { HIDDEN_OWNER = 0, HIDDEN_FIRST = 1, HIDDEN_STANDBY = 1000000 };
 char *hidden_name(const struct vm *owner, unsigned number);
 /* Removes what interrupted commands have left in vm->parent. The VM's lock is
  * held, and its journal not yet begun. */

@@ -30,6 +30,10 @@ bool state_cancel(struct vm *vm, struct qmp *q);
 
 /* Before state_load; a while before, where time counts then. */
 bool state_expect(struct vm *vm, struct qmp *q);
+/* ... and a guest that is a copy calls out only once, not five times as one that
+ * has moved would, that its origin's network address is here now: it is to get
+ * another one, and each time costs it time. */
+bool state_expect_quietly(struct vm *vm, struct qmp *q);
 /* Takes the state up in a QEMU that was started with `incoming`; it stays
  * stopped. */
 bool state_load(struct vm *vm, struct qmp *q);

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/cowvm/standby.h"
+#include "tools/cowfs_tool.h"
+#include "tools/cowvm/clone.h"
+#include "tools/cowvm/hot.h"
+#include "tools/cowvm/journal.h"
+#include "tools/cowvm/machine.h"
+#include "tools/cowvm/process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* How long a copy has the processors for itself; and when it has most of what it
+ * needs to begin with. */
+enum { LEARN_MS = 150, REST_MS = 150 };
+
+static bool exists(const struct vm *vm)
+{
+    g_autofree char *name = hidden_name(vm, HIDDEN_STANDBY);
+    return faccessat(vm->parent_fd, name, F_OK, 0) == 0;
+}
+
+/* ---- made and removed ---- */
+
+static bool make(struct vm *vm)
+{
+    struct vm made = VM_INIT;
+    g_autofree char *making = hidden_name(vm, HIDDEN_FIRST);
+    g_autofree char *name = hidden_name(vm, HIDDEN_STANDBY);
+    if (!journal_begin(vm, JOURNAL_BUILD, false))
+        return false;
+    bool framed = clone_frame(vm->dir_fd, vm->path, vm->parent_fd, vm->parent, making);
+    bool ok = framed && machine_launch(&made, vm, making, vm->path);
+    struct qmp *q = ok ? qemu_connect_new(&made) : NULL;
+    qmp_close(q);
+    ok = q != NULL;
+    if (ok && renameat2(vm->parent_fd, making, vm->parent_fd, name, RENAME_NOREPLACE) != 0) {
+        tool_error("%s/%s: %s", vm->parent, name, g_strerror(errno));
+        ok = false;
+    }
+    if (framed && !ok)
+        runtime_discard(vm->parent_fd, vm->parent, making);
+    vm_close(&made);
+    journal_end(vm);
+    return ok;
+}
+
+bool standby_end(struct vm *vm)
+{
+    g_autofree char *name = hidden_name(vm, HIDDEN_STANDBY);
+    if (vm->run_fd >= 0)
+        unlinkat(vm->run_fd, "standby", 0);
+    return !exists(vm) || runtime_discard(vm->parent_fd, vm->parent, name);
+}
+
+/* ---- its keeper ---- */
+
+static void give_lock_back(struct vm *vm)
+{
+    close(vm->lock_fd);
+    vm->lock_fd = -1;
+}
+
+/* Taken: it is made again. `pid` is the QEMU of the copy that it has become, or
+ * was to become. False: the keeper is not needed any more. */
+static bool renew(struct vm *vm, int handle, pid_t pid)
+{
+    if (runtime_wait_gone(handle, LEARN_MS))
+        return true;
+    hot_learn(vm, pid);
+    if (runtime_wait_gone(handle, REST_MS))
+        return true;
+    if (!runtime_lock(vm))
+        return false;
+    bool ok = !runtime_wants_standby(vm) || exists(vm) || make(vm);
+    if (!ok)
+        standby_end(vm);
+    give_lock_back(vm);
+    return ok;
+}
+
+/* `wish` is the open file "standby". */
+static void __attribute__((noreturn)) keeper(struct vm *vm, int wish, int handle, int watch)
+{
+    const int keep[] = {vm->parent_fd, vm->dir_fd, vm->run_fd, wish, handle, watch};
+    process_detach(keep, G_N_ELEMENTS(keep));
+    vm->lock_fd = -1;
+    pid_t waiting = standby_pid(vm);
+    for (;;) {
+        char events[4096];
+        struct stat st;
+        struct pollfd p[] = {{.fd = handle, .events = POLLIN}, {.fd = watch, .events = POLLIN}};
+        if (poll(p, G_N_ELEMENTS(p), -1) < 0 && errno != EINTR)
+            break;
+        while (read(watch, events, sizeof(events)) > 0)
+            continue;
+        /* Who removes that has removed the standby, too, or is about to. */
+        if (fstat(wish, &st) != 0 || st.st_nlink == 0)
+            break;
+        if (p[0].revents) {
+            if (runtime_lock(vm) && !runtime_pid(vm))
+                standby_end(vm);
+            break;
+        }
+        if (!exists(vm)) {
+            if (!renew(vm, handle, waiting))
+                break;
+            waiting = standby_pid(vm);
+        }
+    }
+    _exit(0);
+}
+
+static bool start_keeper(struct vm *vm, int wish)
+{
+    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", vm->run_fd);
+    int handle = runtime_handle(vm), watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    bool ok = handle >= 0 && watch >= 0 && inotify_add_watch(watch, path, IN_DELETE) >= 0;
+    fflush(NULL);
+    pid_t pid = ok ? fork() : -1;
+    if (pid == 0) {
+        /* Once more, so that nobody has to wait for it. */
+        if (fork() != 0)
+            _exit(0);
+        keeper(vm, wish, handle, watch);
+    }
+    if (pid > 0)
+        waitpid(pid, NULL, 0);
+    else
+        tool_error("%s: its standby cannot be watched: %s", vm->path, g_strerror(errno));
+    if (handle >= 0)
+        close(handle);
+    if (watch >= 0)
+        close(watch);
+    return pid > 0;
+}
+
+bool standby_begin(struct vm *vm)
+{
+    int wish = openat(vm->run_fd, "standby", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (wish < 0) {
+        tool_error("%s: standby: %s", vm->path, g_strerror(errno));
+        return false;
+    }
+    /* A keeper has it locked; one that was killed has left what it kept. */
+    bool kept = flock(wish, LOCK_EX | LOCK_NB) != 0;
+    g_autofree char *name = hidden_name(vm, HIDDEN_STANDBY);
+    bool ok = standby_pid(vm) ||
+              ((!exists(vm) || runtime_discard(vm->parent_fd, vm->parent, name)) && make(vm));
+    ok = ok && (kept || start_keeper(vm, wish));
+    if (!ok)
+        standby_end(vm);
+    close(wish);
+    return ok;
+}
+
+/* ---- taken ---- */
+
+/* A disk may have grown since. */
+static bool same_size(const struct vm *a, const struct vm *b, const char *file)
+{
+    struct stat of_a, of_b;
+    return fstatat(a->dir_fd, file, &of_a, 0) == 0 && fstatat(b->dir_fd, file, &of_b, 0) == 0 &&
+           of_a.st_size == of_b.st_size;
+}
+
+bool standby_take(struct vm *vm, const char *hidden, const char *path, struct vm *out)
+{
+    g_autofree char *name = hidden_name(vm, HIDDEN_STANDBY);
+    if (renameat2(vm->parent_fd, name, vm->parent_fd, hidden, RENAME_NOREPLACE) != 0)
+        return false;
+    bool ok = vm_locate_inside(out, vm, hidden) && vm_open_located(out) && runtime_pid(out) &&
+              same_size(vm, out, VM_MEMORY) && same_size(vm, out, VM_DISK);
+    if (ok) {
+        g_free(out->path);
+        out->path = g_strdup(path);
+        return true;
+    }
+    vm_close(out);
+    runtime_discard(vm->parent_fd, vm->parent, hidden);
+    return false;
+}
+
+pid_t standby_pid(struct vm *vm)
+{
+    struct vm standby = VM_INIT;
+    g_autofree char *name = hidden_name(vm, HIDDEN_STANDBY);
+    pid_t pid = 0;
+    if (exists(vm) && vm_locate_inside(&standby, vm, name) && vm_open_located(&standby))
+        pid = runtime_pid(&standby);
+    vm_close(&standby);
+    return pid;
+}
