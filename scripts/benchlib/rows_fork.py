@@ -112,21 +112,29 @@ def one_fork(vms):
     return steps
 
 
+# Forks that start a QEMU, and forks that find one waiting.
+HOW = ((), ("standby",), ("standby", "--write-back"))
+
+
+def forks_with(vms, rounds, how):
+    if not how:
+        return [one_fork(vms) for _ in range(rounds)]
+    vms.do(*how, "golden")
+    # Once more: its keeper learns from the first one.
+    one_fork(vms)
+    found = []
+    for _ in range(rounds):
+        wait_until(lambda: "standby_bytes" in vms.describe("golden"), 60)
+        found.append(one_fork(vms))
+    vms.do("standby", "--off", "golden")
+    return found
+
+
 def forks_on(stack, vms, rounds):
-    """Forks that start a QEMU, and forks that find one waiting."""
     stack.callback(vms.end)
     vms.do("resume", "golden")
     vms.ask("golden", "count")
-    cold = [one_fork(vms) for _ in range(rounds)]
-    vms.do("standby", "golden")
-    # Once more: its keeper learns from the first one.
-    one_fork(vms)
-    warm = []
-    for _ in range(rounds):
-        wait_until(lambda: "standby_bytes" in vms.describe("golden"), 60)
-        warm.append(one_fork(vms))
-    vms.do("standby", "--off", "golden")
-    return cold, warm
+    return [forks_with(vms, rounds, how) for how in HOW]
 
 
 def many(vms, count):
@@ -146,7 +154,8 @@ def many(vms, count):
 def fork(bench):
     """cowvm create golden --memory 512M, start; in the guest 100 MiB are written to a tmpfs; then
     timed: cowvm fork --json --keep-card golden copy, and the answer of the copy's redis-server over
-    its own port: without and with cowvm standby golden before. The same program on XFS (each file by
+    its own port: without a standby; after cowvm standby golden; and after cowvm standby --write-back
+    golden, which has some of the 100 MiB written back while the guest still writes. The same program on XFS (each file by
     FICLONE) and on tmpfs (copied), from the same hibernated golden. Then cowvm fork --count N, until all N have answered, and the Pss of all QEMUs
     less that of golden before, by N. QEMU under TCG."""
     rounds = max(3, bench.scale.rounds)
@@ -174,7 +183,7 @@ def fork(bench):
                 if target is own:
                     took, each = many(found, count)
     what = f"a guest of {MEMORY_MIB} MiB, {DIRTY_MIB} MiB of them just written"
-    for i, how in enumerate(("", ", with a standby")):
+    for i, how in enumerate(f", cowvm {' '.join(how)} before" if how else "" for how in HOW):
         kind = {n: v[i] for n, v in results.items()}
         answer, paused = ({n: [r[key] / 1000 for r in v] for n, v in kind.items()}
                           for key in ("answer_ms", "paused_ms"))

@@ -37,7 +37,11 @@ test_fork_takes_it() {
     [ "$(ask golden random)" != "$(ask copy random)" ] || fail "the same random numbers"
     eventually 60 waits golden
     waits_not copy || fail "the copy has a standby, too"
+    # Other wishes for the same one.
+    expect 0 "$COWVM" standby --write-back golden
+    assert_eq "$(pids_of cowvm-standby | wc -l)" 1 "keepers"
     waiting=$(pids_of qemu-system-x86)
+    ask golden set before
     expect 0 "$COWVM" fork --count 2 golden more
     grep -qw "$(vm_json more-1 pid)" <<<"$waiting" || fail "the second standby was not taken"
     assert_eq "$(ask more-2 get)" "before before"

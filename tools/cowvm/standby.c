@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,6 +21,9 @@
 /* How long a copy has the processors for itself; and when it has most of what it
  * needs to begin with. */
 enum { LEARN_MS = 150, REST_MS = 150 };
+
+/* How long a changed page waits, at most, with write-back. */
+enum { WRITE_BACK_MS = 100 };
 
 static bool exists(const struct vm *vm)
 {
@@ -86,10 +90,23 @@ static bool renew(struct vm *vm, int handle, pid_t pid)
     return ok;
 }
 
+/* The file "standby" holds one word: how. */
+static bool wants_write_back(int wish)
+{
+    char word;
+    return pread(wish, &word, 1, 0) == 1 && word == 'w';
+}
+
+static bool write_wish(int wish, bool write_back)
+{
+    return pwrite(wish, write_back ? "w" : "-", 1, 0) == 1;
+}
+
 /* `wish` is the open file "standby". */
 static void __attribute__((noreturn)) keeper(struct vm *vm, int wish, int handle, int watch)
 {
-    const int keep[] = {vm->parent_fd, vm->dir_fd, vm->run_fd, wish, handle, watch};
+    int memory = openat(vm->dir_fd, VM_MEMORY, O_RDONLY | O_CLOEXEC);
+    const int keep[] = {vm->parent_fd, vm->dir_fd, vm->run_fd, wish, handle, watch, memory};
     process_detach(keep, G_N_ELEMENTS(keep));
     vm->lock_fd = -1;
     pid_t waiting = standby_pid(vm);
@@ -97,8 +114,13 @@ static void __attribute__((noreturn)) keeper(struct vm *vm, int wish, int handle
         char events[4096];
         struct stat st;
         struct pollfd p[] = {{.fd = handle, .events = POLLIN}, {.fd = watch, .events = POLLIN}};
-        if (poll(p, G_N_ELEMENTS(p), -1) < 0 && errno != EINTR)
+        int ready = poll(p, G_N_ELEMENTS(p), wants_write_back(wish) ? WRITE_BACK_MS : -1);
+        if (ready < 0 && errno != EINTR)
             break;
+        if (ready == 0) {
+            sync_file_range(memory, 0, 0, SYNC_FILE_RANGE_WRITE);
+            continue;
+        }
         while (read(watch, events, sizeof(events)) > 0)
             continue;
         /* Who removes that has removed the standby, too, or is about to. */
@@ -122,10 +144,12 @@ static bool start_keeper(struct vm *vm, int wish)
 {
     g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", vm->run_fd);
     int handle = runtime_handle(vm), watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
-    bool ok = handle >= 0 && watch >= 0 && inotify_add_watch(watch, path, IN_DELETE) >= 0;
+    bool ok = handle >= 0 && watch >= 0 &&
+              inotify_add_watch(watch, path, IN_DELETE | IN_CLOSE_WRITE) >= 0;
     fflush(NULL);
     pid_t pid = ok ? fork() : -1;
     if (pid == 0) {
+        prctl(PR_SET_NAME, "cowvm-standby");
         /* Once more, so that nobody has to wait for it. */
         if (fork() != 0)
             _exit(0);
@@ -142,11 +166,13 @@ static bool start_keeper(struct vm *vm, int wish)
     return pid > 0;
 }
 
-bool standby_begin(struct vm *vm)
+bool standby_begin(struct vm *vm, bool write_back)
 {
-    int wish = openat(vm->run_fd, "standby", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-    if (wish < 0) {
+    int wish = openat(vm->run_fd, "standby", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (wish < 0 || !write_wish(wish, write_back)) {
         tool_error("%s: standby: %s", vm->path, g_strerror(errno));
+        if (wish >= 0)
+            close(wish);
         return false;
     }
     /* A keeper has it locked; one that was killed has left what it kept. */

@@ -10,7 +10,7 @@
  *
  * Its keeper, a process, makes another one some moments after it was taken, when
  * the copy has had the processors for itself, and removes it when the VM ends.
- * It waits for events only: the end of the VM's QEMU, and files removed from the
+ * But for write-back it waits for events only: the end of the VM's QEMU, and files removed from the
  * VM's runtime directory, as every command does with its journal. If the keeper
  * is killed, the standby stays as long as the VM runs and is not made again.
  *
@@ -23,8 +23,10 @@
 
 #include <sys/types.h>
 
-/* From now on, as long as it runs, the VM has one; it has when this returns. */
-bool standby_begin(struct vm *vm);
+/* From now on, as long as it runs, the VM has one; it has when this returns.
+ * `write_back`: its keeper also has the kernel write the guest's changed pages
+ * back ten times a second, so that a fork has little left to flush. */
+bool standby_begin(struct vm *vm, bool write_back);
 /* It has none any more. */
 bool standby_end(struct vm *vm);
 
