@@ -42,14 +42,14 @@ test_fork_takes_it() {
     assert_eq "$(pids_of cowvm-standby | wc -l)" 1 "keepers"
     waiting=$(pids_of qemu-system-x86)
     ask golden set before
-    expect 0 "$COWVM" fork --count 2 golden more
+    expect 0 "$COWVM" fork --keep-card --count 2 golden more
     grep -qw "$(vm_json more-1 pid)" <<<"$waiting" || fail "the second standby was not taken"
     assert_eq "$(ask more-2 get)" "before before"
     "$COWVM" rm --force more-1 more-2 copy
     eventually 60 waits golden
     # Others' commands leave it alone.
     expect 0 "$COWVM" snapshot golden kept
-    expect 0 "$COWVM" fork golden copy
+    expect 0 "$COWVM" fork --keep-card golden copy
     eventually 60 waits golden
     down_with_guests
     qemus_are 0 || fail "$(qemus) QEMUs are left"
@@ -90,7 +90,7 @@ test_killed() {
     up_with_standby
     kill -KILL "$(pids_of cowvm-standby)"
     eventually 30 no_process cowvm-standby
-    expect 0 "$COWVM" fork golden copy
+    expect 0 "$COWVM" fork --keep-card golden copy
     assert_eq "$(ask copy get)" "prepared prepared"
     "$COWVM" rm --force copy
     expect 0 "$COWVM" standby golden
@@ -99,7 +99,7 @@ test_killed() {
     done
     eventually 30 qemus_are 1
     # What lies there is of no use: the fork starts a QEMU.
-    expect 0 "$COWVM" fork golden copy
+    expect 0 "$COWVM" fork --keep-card golden copy
     assert_eq "$(ask copy get)" "prepared prepared"
     "$COWVM" rm --force copy
     eventually 60 waits golden
