@@ -82,6 +82,7 @@ test_ends() {
     qemus_are 0 || fail "$(qemus) QEMUs after rm"
     nothing_hidden || fail "left behind after rm"
     eventually 30 no_process cowvm-standby
+    eventually 30 mount_unused
 }
 
 # The keeper, or what waits, is killed.

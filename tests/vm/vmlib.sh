@@ -205,6 +205,11 @@ up_with_guest() {
     assert_eq "$(ask golden get)" "prepared prepared" "what the guest remembers"
 }
 
+# A process that ends is seen no more before it has closed its files.
+mount_unused() {
+    [ -z "$(find /proc/[0-9]*/fd /proc/[0-9]*/cwd -lname "$MNT*" -print -quit 2>/dev/null)" ]
+}
+
 # The end of a test: nothing runs on the mount any more, and nothing is left half-made.
 down_with_guests() {
     local vm
@@ -215,6 +220,7 @@ down_with_guests() {
     done
     nothing_hidden || fail "left behind: $(find "$MNT" -maxdepth 1 -name '.*')"
     qemus_are 0 || fail "$(qemus) QEMUs are left"
+    eventually 30 mount_unused
 }
 
 # ---- stopping cowvm in the middle --------------------------------------------
