@@ -226,6 +226,16 @@ static int unlink_unknown(struct segments *s, struct errmsg *err)
     return error;
 }
 
+/* The file of a home may be mapped past the daemon, up to its size, while daemons come and go:
+ * that stays, or its users would get SIGBUS. */
+static int cut(const struct segment *seg, int fd, off_t end, off_t size_bytes)
+{
+    if (atomic_load(&seg->flags) & SEGMENT_HOME &&
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, end, size_bytes - end) == 0)
+        return 0;
+    return ftruncate(fd, end);
+}
+
 /*
  * Cuts off what was written to slots above the durable cursor. This has to
  * succeed: those slots will be handed out again, and their holders rely on
@@ -248,7 +258,7 @@ static int truncate_to_cursor(struct segments *s, struct segment *seg, struct er
     }
     if (!error && st.st_size > end && !s->read_only) {
         int fd = openat(s->dir_fd, name, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
-        if (fd < 0 || ftruncate(fd, end) < 0)
+        if (fd < 0 || cut(seg, fd, end, st.st_size) < 0)
             error = -errno;
         if (fd >= 0)
             close(fd);

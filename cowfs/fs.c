@@ -400,8 +400,22 @@ static int begin_use(struct fs *fs, bool fresh, bool replayed, struct errmsg *er
     return error;
 }
 
+/* Before the reaper looks: nobody else knows them. */
+static void hold_on(struct fs *fs)
+{
+    const GArray *inos = fs->config.held;
+    fs->held = g_ptr_array_new_with_free_func((GDestroyNotify)inode_put);
+    for (guint i = 0; inos && i < inos->len; i++) {
+        struct inode *inode;
+        if (inode_get(fs->inodes, g_array_index(inos, uint64_t, i), &inode) == 0)
+            g_ptr_array_add(fs->held, inode);
+    }
+    fs->config.held = NULL;
+}
+
 static int start_workers(struct fs *fs, struct errmsg *err)
 {
+    hold_on(fs);
     int error = reaper_start(fs, &fs->reaper);
     if (error)
         return errmsg_set(err, error, "cannot start the reaper: %s", g_strerror(-error));
@@ -417,6 +431,8 @@ static int start_workers(struct fs *fs, struct errmsg *err)
 static void fs_free(struct fs *fs)
 {
     slot_streams_free(fs->streams);
+    if (fs->held)
+        g_ptr_array_free(fs->held, TRUE);
     if (fs->txn)
         txn_stop(fs->txn);
     inode_cache_free(fs->inodes);
@@ -543,6 +559,7 @@ int fs_close(struct fs *fs)
     if (!fs->config.read_only) {
         sealer_stop(fs->sealer);
         fs->sealer = NULL;
+        g_ptr_array_set_size(fs->held, 0);
         for (unsigned mount = 0; mount < INODE_MOUNTS; mount++)
             inode_forget_all(fs->inodes, mount);
         reaper_stop(fs->reaper, REAP_AT_CLOSE_MS);

@@ -48,10 +48,13 @@ struct fs_config {
      * stays open until fs_close. What an earlier process did after the last durable
      * commit is done again by fs_open. */
     int journal_fd;
-    /* The kernel goes on with a mount that an earlier process served: inodes without
-     * links are kept until it forgets them (inode_forget), even such as this process
+    /* Mounts, a bit each, that an earlier process served, and the kernel goes on with: inodes
+     * without links are kept until it forgets them (inode_forget), even such as this process
      * never told it of. */
-    bool resumed;
+    unsigned resumed;
+    /* What an earlier process held by file_hold_map and is to be held on: uint64_t inode
+     * numbers, or NULL. */
+    const GArray *held;
 };
 
 struct fs {
@@ -72,6 +75,7 @@ struct fs {
     struct sealer *sealer;
     atomic_uint_fast64_t seal_batches_begun, seal_batches_ended; /* seal.c */
     struct reaper *reaper;
+    GPtrArray *held;           /* of fs_config.held what is there: struct inode, referenced */
     struct journal *journal;   /* NULL: none */
     struct damage *damage;     /* chunks that are known to be wrong (damage.h) */
     atomic_bool reads_checked; /* chunks_read has more to do than to read */

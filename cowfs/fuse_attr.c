@@ -125,7 +125,7 @@ static void truncate_counted(struct waiting *w, int error)
         return;
     }
     set_attr(w->req, w->ino, &w->attr, w->to_set, false);
-    mount_close(m, w->ino, OPEN_WRITER);
+    mount_end_write(m, w->ino);
 }
 
 void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,

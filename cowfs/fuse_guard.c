@@ -105,6 +105,35 @@ __attribute__((noreturn)) static void guard_main(int pipe_fd, pid_t parent)
     }
 }
 
+static bool all_have_gone(int end_fd)
+{
+    struct pollfd end = {.fd = end_fd};
+    return poll(&end, 1, 0) > 0;
+}
+
+__attribute__((noreturn)) static void guard_for_main(int end_fd, const uint64_t *devs,
+                                                     unsigned count)
+{
+    enum { MAX = 8 };
+    int abort_fds[MAX];
+    sigset_t all;
+    prctl(PR_SET_NAME, "cowfs-guard");
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    for (unsigned i = 0; i < count && i < MAX; i++)
+        abort_fds[i] = devs[i] ? open_abort(devs[i]) : -1;
+    /* As above: the numbers may be others' by now. */
+    if (all_have_gone(end_fd))
+        _exit(0);
+    struct pollfd end = {.fd = end_fd};
+    while (poll(&end, 1, -1) <= 0)
+        ;
+    for (unsigned i = 0; i < count && i < MAX; i++)
+        if (abort_fds[i] >= 0 && write(abort_fds[i], "1", 1) != 1)
+            _exit(1);
+    _exit(0);
+}
+
 /* ---- the daemon's side ---- */
 
 struct guard *guard_start(void)
@@ -147,4 +176,17 @@ void guard_stop(struct guard *g)
     while (waitpid(g->pid, NULL, 0) < 0 && errno == EINTR)
         ;
     g_free(g);
+}
+
+pid_t guard_start_for(const uint64_t *devs, unsigned count, int end_fd)
+{
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        no_stdio();
+        if (dup2(end_fd, 3) != 3 || close_range(4, ~0U, 0) != 0)
+            _exit(1);
+        guard_for_main(3, devs, count);
+    }
+    return pid < 0 ? -errno : pid;
 }

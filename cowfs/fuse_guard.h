@@ -8,11 +8,14 @@
  * pages are written, and keeps all descriptors: so nobody ever ends the connection, everybody who
  * uses the mount hangs, unkillable, and the store stays locked.
  *
- * A daemon with a supervisor has no such thread (fuse_flush.h), and no guard.
+ * A daemon with a supervisor has no such thread, but there is a process that waits for it so
+ * (fuse_flush.h), and has /dev/fuse. If supervisor and daemon are killed, both, it is that which keeps the
+ * connection; so the supervisor has a guard, too.
  */
 #ifndef COWFS_FUSE_GUARD_H
 #define COWFS_FUSE_GUARD_H
 
+#include <stdint.h>
 #include <sys/types.h>
 
 struct guard;
@@ -24,5 +27,11 @@ struct guard *guard_start(void);
 void guard_watch(struct guard *g, dev_t dev);
 /* The connection has ended in order. NULL is allowed. */
 void guard_stop(struct guard *g);
+
+/* For a supervisor, while the connections are there: forks a guard that ends those of the mounts
+ * `devs` (0: none) when nobody has the other end of the pipe `end_fd` open any more: supervisor and
+ * daemons have it. Returns its pid, or a negative errno. To be killed, and waited for, before the
+ * connections end. */
+pid_t guard_start_for(const uint64_t *devs, unsigned count, int end_fd);
 
 #endif

@@ -42,7 +42,7 @@ struct call {
     struct mount *mount;
     struct fs *fs;
     uint64_t ino;
-    uint64_t fh; /* how the handle is served: enum open_kind */
+    uint64_t fh; /* how the handle is served: open_kind_of */
     void *io;
     bool handed_over; /* io and the answer: to another thread */
     /* An earlier daemon has done it, or some of its names, and died before it could say so. */
@@ -92,7 +92,7 @@ static int target_directory(struct call *c, uint64_t *dir)
     inode_put(inode);
     if (is_dir)
         return mount_is_writable_for(c->req) ? 0 : -ENOKEY;
-    return *dir && nameless && c->fh == OPEN_WRITER ? 0 : -ENOTDIR;
+    return *dir && nameless && open_kind_of(c->fh) == OPEN_WRITER ? 0 : -ENOTDIR;
 }
 
 static int do_clone(struct call *c)
@@ -255,7 +255,7 @@ static void passthrough_reason(const struct call *c, enum flat_verdict flat, cha
     const struct mount *m = c->mount;
     struct opens *opens = m->service->opens;
     *out = '\0';
-    if (c->fh == OPEN_PASSTHROUGH)
+    if (open_kind_of(c->fh) == OPEN_PASSTHROUGH)
         return;
     if (!m->passthrough || m->no_passthrough) {
         const char *reason = "the mount was not made with the option passthrough, nor is it a view";
@@ -269,8 +269,8 @@ static void passthrough_reason(const struct call *c, enum flat_verdict flat, cha
         return;
     }
     struct opens_counts n = opens_look(opens, m->slot, c->ino);
-    n.writers -= c->fh == OPEN_WRITER && n.writers > 0;
-    n.readers -= c->fh == OPEN_READER && n.readers > 0;
+    n.writers -= open_kind_of(c->fh) == OPEN_WRITER && n.writers > 0;
+    n.readers -= open_kind_of(c->fh) == OPEN_READER && n.readers > 0;
     if (flat != FLAT_YES)
         g_snprintf(out, size, "%s", flat_verdict_text(flat));
     else if (n.writers)
@@ -301,7 +301,7 @@ static int do_pack(struct call *c)
     struct cowfs_ioc_pack *io = c->io;
     struct inode *inode;
     /* The kernel has checked the right to write, and that it is a regular file. */
-    if (c->fh != OPEN_WRITER)
+    if (open_kind_of(c->fh) != OPEN_WRITER)
         return -EBADF;
     int error = fs_may_change(c->fs);
     if (error == 0)

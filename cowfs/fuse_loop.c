@@ -180,22 +180,30 @@ static void serve(struct worker *w, const struct fuse_buf *buf)
 {
     const struct fuse_in_header *in = (const void *)w->request;
     struct handover *h = w->loop->handover;
-    uint64_t unique = in->unique & ~UNIQUE_RESENT;
+    /* Even: the view's get another one than the first mount's, of journal and suspects, too. */
+    uint64_t unique = (in->unique & ~UNIQUE_RESENT) | w->loop->mount->slot;
     bool again = in->unique & UNIQUE_RESENT;
+    unsigned slot = w->number + (w->loop->mount->view ? HANDOVER_IN_SERVICE : 0);
     if (!h) {
         process(w, buf);
         return;
     }
-    if (handover_request_begin(h, w->number, unique, in->opcode, again)) {
+    struct mount *mount = w->loop->mount;
+    /* The kernel sends those first. */
+    if (!again && !is_forget(w) && !atomic_load(&mount->resent_over))
+        atomic_store(&mount->resent_over, true);
+    if (handover_request_begin(h, slot, unique, in->opcode, again)) {
         this_resent = again;
+        atomic_fetch_add(&mount->resent_in_service, again);
         journal_request_begin(unique);
         process(w, buf);
         journal_request_end();
+        atomic_fetch_sub(&mount->resent_in_service, again);
         this_resent = false;
     } else {
         refuse(w, in);
     }
-    handover_request_end(h, w->number);
+    handover_request_end(h, slot);
 }
 
 static void *worker_main(void *arg)

@@ -87,9 +87,8 @@ int mounted_attach(struct mounted *m, const struct fuse_mount_point *point, stru
     if (m->ended_fd < 0)
         return errmsg_set(err, -errno, "eventfd: %s", g_strerror(errno));
     sem_init(&mount->initialised, 0, 0);
-    int error = mount->handover
-                    ? fuse_resume(point, mount, err)
-                    : fuse_session_open(point, point->path, mount, &mount->session, err);
+    int error = mount->link ? fuse_resume(point, mount, err)
+                            : fuse_session_open(point, point->path, mount, &mount->session, err);
     if (error) {
         sem_destroy(&mount->initialised);
         close(m->ended_fd);
@@ -149,10 +148,10 @@ static int wait_for_init(struct mount *m)
 }
 
 /* Whether what was asked for is to be had: said once, here. */
-static void say_what_is_missing(struct mounted *m)
+static void say_what_is_missing(struct mounted *m, bool resumed)
 {
     struct mount *mount = &m->mount;
-    if (m->point->writeback && !mount->writeback && !mount->fs->config.read_only)
+    if (m->point->writeback && !mount->writeback && !mount->fs->config.read_only && !resumed)
         g_message("%s: the kernel offers no writeback cache", m->point->path);
     if (!m->point->passthrough)
         return;
@@ -161,6 +160,8 @@ static void say_what_is_missing(struct mounted *m)
     if (mount->no_passthrough == 0)
         return;
     opens_no_passthrough(mount->service->opens, mount->slot);
+    if (resumed)
+        return;
     g_warning("%s: goes on without passthrough: %s", m->point->path,
               backings_reason(mount->no_passthrough));
 }
@@ -188,6 +189,11 @@ static int wait_for_rings(struct mounted *m)
     return error;
 }
 
+void mounted_find_passthrough(struct mounted *m)
+{
+    say_what_is_missing(m, true);
+}
+
 int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, struct errmsg *err)
 {
     struct mount *mount = &m->mount;
@@ -200,9 +206,9 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
     mount->notifier = notifier_new(mount);
     /* An earlier daemon has mounted. Before a request is taken: what this one has begun would be
      * sent again, too, and be done twice, at the same time. */
-    bool resumed = mount->handover && mount->handover->dev;
+    bool resumed = mount->link && mount->link->dev;
     if (resumed) {
-        m->dev = mount->handover->dev;
+        m->dev = mount->link->dev;
         atomic_store(&mount->dev, m->dev);
         fuse_resume_ask(mount->session);
     }
@@ -225,10 +231,10 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
         m->dev = st.st_dev;
         atomic_store(&mount->dev, st.st_dev);
         lift_limits(st.st_dev, config->read_ahead_kb);
-        if (mount->handover)
-            mount->handover->dev = st.st_dev;
+        if (mount->link)
+            mount->link->dev = st.st_dev;
     }
-    say_what_is_missing(m);
+    say_what_is_missing(m, false);
     return 0;
 }
 

@@ -2,7 +2,7 @@
 /*
  * fuse_mount.h - the life of one mount of a store (there may be two, fuse_session.c).
  *
- *   attached   mounted_attach: /dev/fuse is open, mount(2) done
+ *   attached   mounted_attach: /dev/fuse is open, mount(2) done (with a supervisor it was)
  *   serving    mounted_serve: workers run, the kernel's INIT has been answered
  *   ended      by umount(8) (ended_fd tells), or mounted_end
  *   detached   mounted_detach
@@ -29,6 +29,9 @@ int mounted_attach(struct mounted *m, const struct fuse_mount_point *point, stru
 /* A session of libfuse, mounted at `where`: point->path, or "/dev/fd/N". */
 int fuse_session_open(const struct fuse_mount_point *point, const char *where, struct mount *mount,
                       struct fuse_session **out, struct errmsg *err);
+
+/* Of a mount that an earlier daemon has served, before mounted_serve: whether it has passthrough. */
+void mounted_find_passthrough(struct mounted *m);
 
 /* Serves from now on. After a failure: mounted_detach. */
 int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, struct errmsg *err);

@@ -9,16 +9,26 @@
  * Told are the names, and with them the kernel drops all that it knows below; then the
  * attributes of what lives on (it is open, or has another name), for the number of links; then
  * the directory.
+ *
+ * The same thread asks the kernel, some time after an earlier daemon's death, which of the files
+ * without links it still knows: what the dead one was told of forgetting is lost, and how often it
+ * had told the kernel of which file, too.
  */
 #include "cowfs/fuse_flush.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/handover.h"
+#include "cowfs/reap.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
+
+/* Who has got his answer from the last daemon has run by then, and told the kernel of his file. */
+enum { ASK_AFTER_S = 10, ASK_AGAIN_S = 1 };
 
 struct notifier {
     struct mount *mount;
+    int64_t ask_us; /* when to ask what is known; 0: not */
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -29,7 +39,7 @@ struct notifier {
 /* ino 0: not known. With a supervisor the flusher does it: it may have to wait in the kernel. */
 static void drop_name(struct mount *m, uint64_t dir, uint64_t ino, const char *name)
 {
-    if (m->handover && flusher_drop_name(HANDOVER_FLUSH_FD, dir, ino, name) != -EPIPE)
+    if (m->handover && flusher_drop_name(m->flush_fd, dir, ino, name) != -EPIPE)
         return;
     if (ino)
         fuse_lowlevel_notify_delete(m->session, dir, ino, name, strlen(name));
@@ -61,6 +71,49 @@ static void deletion_free(struct deletion *d)
     g_free(d);
 }
 
+/* False: there are requests yet that are served for the second time. */
+static bool ask_what_is_known(struct mount *m)
+{
+    struct pollfd queue = {.fd = fuse_session_fd(m->session), .events = POLLIN};
+    uint64_t from = 0;
+    bool all_read = atomic_load(&m->resent_over) || poll(&queue, 1, 0) == 0;
+    if (!all_read || atomic_load(&m->resent_in_service))
+        return false;
+    for (bool more = true; more && !fuse_session_exited(m->session);) {
+        GArray *inos = orphans_next(m->fs, &from);
+        more = inos->len > 0;
+        for (guint i = 0; i < inos->len; i++) {
+            uint64_t ino = g_array_index(inos, uint64_t, i);
+            /* Attributes alone: for those it waits for nobody. */
+            if (fuse_lowlevel_notify_inval_inode(m->session, ino, -1, 0) == -ENOENT)
+                mount_forget(m, ino, 0);
+        }
+        g_array_free(inos, TRUE);
+    }
+    return true;
+}
+
+/* Under the lock, which it drops. */
+static void ask(struct notifier *n)
+{
+    pthread_mutex_unlock(&n->lock);
+    bool done = ask_what_is_known(n->mount);
+    pthread_mutex_lock(&n->lock);
+    n->ask_us = done ? 0 : g_get_monotonic_time() + ASK_AGAIN_S * G_USEC_PER_SEC;
+}
+
+static void wait_for_work(struct notifier *n)
+{
+    struct timespec until = {
+        .tv_sec = n->ask_us / G_USEC_PER_SEC,
+        .tv_nsec = n->ask_us % G_USEC_PER_SEC * 1000,
+    };
+    if (n->ask_us)
+        pthread_cond_timedwait(&n->changed, &n->lock, &until);
+    else
+        pthread_cond_wait(&n->changed, &n->lock);
+}
+
 static void *notifier_main(void *arg)
 {
     struct notifier *n = arg;
@@ -75,8 +128,10 @@ static void *notifier_main(void *arg)
             pthread_mutex_lock(&n->lock);
         } else if (n->stop) {
             break;
+        } else if (n->ask_us && g_get_monotonic_time() >= n->ask_us) {
+            ask(n);
         } else {
-            pthread_cond_wait(&n->changed, &n->lock);
+            wait_for_work(n);
         }
     }
     pthread_mutex_unlock(&n->lock);
@@ -94,8 +149,14 @@ struct notifier *notifier_new(struct mount *m)
 {
     struct notifier *n = g_new0(struct notifier, 1);
     n->mount = m;
+    if (m->link && m->link->dev) /* an earlier daemon has served it */
+        n->ask_us = g_get_monotonic_time() + ASK_AFTER_S * G_USEC_PER_SEC;
     pthread_mutex_init(&n->lock, NULL);
-    pthread_cond_init(&n->changed, NULL);
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC); /* as g_get_monotonic_time */
+    pthread_cond_init(&n->changed, &clock);
+    pthread_condattr_destroy(&clock);
     if (pthread_create(&n->thread, NULL, notifier_main, n) != 0) {
         notifier_destroy(n);
         return NULL;

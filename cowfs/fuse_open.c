@@ -6,9 +6,11 @@
  * have to wait until a passthrough handle is closed whose RELEASE is under way; that
  * happens in a thread of its own (fuse_wait.c), so that workers are there to take it.
  */
+#include "cowfs/book.h"
 #include "cowfs/file.h"
 #include "cowfs/flat.h"
 #include "cowfs/fuse_early.h"
+#include "cowfs/fuse_loop.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/journal.h"
 #include "cowfs/names.h"
@@ -25,10 +27,14 @@ static bool is_for_writing(const struct fuse_file_info *fi)
     return (fi->flags & O_ACCMODE) != O_RDONLY || fi->flags & O_TRUNC;
 }
 
-/* What the kernel is told about a handle that the daemon serves. */
-static void set_cached(const struct mount *m, struct fuse_file_info *fi, enum open_kind kind)
+/* What the kernel is told about a handle of the kind that fi->fh says. */
+static void set_served(const struct mount *m, struct fuse_file_info *fi, int id)
 {
-    fi->fh = kind;
+    if (open_kind_of(fi->fh) == OPEN_PASSTHROUGH) {
+        /* No keep_cache: the kernel would refuse the two together. */
+        fi->backing_id = id;
+        return;
+    }
     /* All changes come through this kernel, so its pages stay valid. But those of a view
      * are not told of what the other mount changes: so each open begins afresh. */
     fi->keep_cache = !m->view;
@@ -45,22 +51,60 @@ static void set_cached(const struct mount *m, struct fuse_file_info *fi, enum op
     fi->parallel_direct_writes = 1;
 }
 
-void mount_close(struct mount *m, uint64_t ino, uint64_t fh)
+static void uncount(struct mount *m, uint64_t ino, enum open_kind kind)
 {
     struct service *s = m->service;
-    if (s->opens && fh != OPEN_UNCOUNTED && opens_close(s->opens, m->slot, ino, (enum open_kind)fh))
+    if (s->opens && kind != OPEN_UNCOUNTED && opens_close(s->opens, m->slot, ino, kind))
         opener_tidy_soon(s->opener);
 }
 
+void mount_close(struct mount *m, uint64_t ino, uint64_t fh)
+{
+    struct book *book = m->service->book;
+    /* Out of the book first: who comes again for the same handle ends no other. */
+    if (!book || book_remove_handle(book, fh))
+        uncount(m, ino, open_kind_of(fh));
+}
+
+void mount_end_write(struct mount *m, uint64_t ino)
+{
+    uncount(m, ino, OPEN_WRITER);
+}
+
+/* A handle of fi->fh's kind is counted; now it is entered in the book, with the number of the
+ * request. False: there is no room, and it is not counted any more. */
+static bool enter_handle(struct mount *m, uint64_t ino, uint64_t request, struct fuse_file_info *fi)
+{
+    enum open_kind kind = open_kind_of(fi->fh);
+    if (!m->service->book || kind == OPEN_UNCOUNTED)
+        return true;
+    fi->fh = book_add_handle(m->service->book, kind, m->slot, ino, request);
+    if (fi->fh)
+        return true;
+    uncount(m, ino, kind);
+    return false;
+}
+
+/* The handle that an earlier daemon has entered for this request, which comes again; 0: none. */
+static uint64_t handle_before(const struct mount *m, uint64_t ino)
+{
+    if (!m->service->book || !fuse_loop_is_resent())
+        return 0;
+    return book_find_handle(m->service->book, m->slot, ino, journal_request_current());
+}
+
+/* It is counted, and in the book, if there is one. */
 static void reply_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     struct mount *m = mount_of(req);
     struct early *early = fi->flags & O_TRUNC ? m->service->early : NULL;
     early_opened(early, ino);
+    book_reached(m->service->book, BOOK_COUNTED);
     if (fuse_reply_open(req, fi) != 0) {
         early_closed(early, ino);
         mount_close(m, ino, fi->fh);
     }
+    book_reached(m->service->book, BOOK_ANSWERED);
 }
 
 static void open_for_reading(struct waiting *w, int error)
@@ -73,13 +117,12 @@ static void open_for_reading(struct waiting *w, int error)
     int id = 0;
     if (m->service->opens)
         kind = opens_read(m->service->opens, m->slot, ino, &id);
-    if (kind == OPEN_PASSTHROUGH) {
-        /* No keep_cache: the kernel would refuse the two together. */
-        fi->fh = kind;
-        fi->backing_id = id;
-    } else {
-        set_cached(m, fi, kind);
+    fi->fh = kind;
+    if (!enter_handle(m, ino, w->unique, fi)) {
+        reply_status(w->req, -ENFILE);
+        return;
     }
+    set_served(m, fi, id);
     reply_open(w->req, ino, fi);
 }
 
@@ -118,16 +161,13 @@ void mount_begin_write(struct mount *m, struct waiting *w)
         w->go_on(w, error);
 }
 
-/* The writer is counted, where there is counting. */
-static void open_for_writing(struct waiting *w, int error)
+/* The writer is counted, where there is counting, and in the book. */
+static void finish_writer(struct waiting *w)
 {
     struct mount *m = mount_of(w->req);
     struct fuse_file_info *fi = &w->fi;
     struct inode *inode = NULL;
-    if (error) {
-        mount_refuse_write(w->req, w->ino, error);
-        return;
-    }
+    int error = 0;
     if (fi->flags & O_TRUNC) {
         error = mount_inode(m, w->ino, &inode);
         if (error == 0)
@@ -137,12 +177,39 @@ static void open_for_writing(struct waiting *w, int error)
         inode_put(inode);
     }
     if (error) {
-        mount_close(m, w->ino, OPEN_WRITER);
+        mount_close(m, w->ino, fi->fh);
         reply_status(w->req, error);
         return;
     }
-    set_cached(m, fi, OPEN_WRITER);
+    set_served(m, fi, 0);
     reply_open(w->req, w->ino, fi);
+}
+
+static void open_for_writing(struct waiting *w, int error)
+{
+    w->fi.fh = OPEN_WRITER;
+    if (error)
+        mount_refuse_write(w->req, w->ino, error);
+    else if (!enter_handle(mount_of(w->req), w->ino, w->unique, &w->fi))
+        reply_status(w->req, -ENFILE);
+    else
+        finish_writer(w);
+}
+
+/* Counted by an earlier daemon, which may have answered, or not. */
+static void open_again(fuse_req_t req, fuse_ino_t ino, const struct fuse_file_info *asked,
+                       uint64_t fh)
+{
+    struct mount *m = mount_of(req);
+    struct fuse_file_info fi = *asked;
+    fi.fh = fh;
+    if (open_kind_of(fh) == OPEN_WRITER) {
+        struct waiting w = {.req = req, .ino = ino, .fi = fi};
+        finish_writer(&w);
+        return;
+    }
+    set_served(m, &fi, opens_look(m->service->opens, m->slot, ino).id);
+    reply_open(req, ino, &fi);
 }
 
 void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -154,7 +221,17 @@ void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         reply_status(req, error);
         return;
     }
-    struct waiting w = {.req = req, .ino = ino, .fi = *fi, .reads = !is_for_writing(fi)};
+    struct waiting w = {.req = req,
+                        .ino = ino,
+                        .fi = *fi,
+                        .reads = !is_for_writing(fi),
+                        .unique = journal_request_current()};
+    uint64_t before = handle_before(m, ino);
+    if (before) {
+        inode_put(inode);
+        open_again(req, ino, fi, before);
+        return;
+    }
     bool wait = w.reads && seems_written(m, inode);
     inode_put(inode);
     w.go_on = w.reads ? open_for_reading : open_for_writing;
@@ -175,10 +252,19 @@ static void reply_created(fuse_req_t req, struct inode *inode, struct fuse_file_
     struct fuse_entry_param entry;
 
     mount_debug_die(req);
-    /* Nobody else can have it open for reading past us yet: it is empty. */
-    if (m->service->opens && opens_write(m->service->opens, m->slot, inode->ino, 0) != 0)
-        g_assert_not_reached();
-    set_cached(m, fi, OPEN_WRITER);
+    fi->fh = handle_before(m, inode->ino);
+    if (!fi->fh) {
+        /* Nobody else can have it open for reading past us yet: it is empty. */
+        if (m->service->opens && opens_write(m->service->opens, m->slot, inode->ino, 0) != 0)
+            g_assert_not_reached();
+        fi->fh = OPEN_WRITER;
+        if (!enter_handle(m, inode->ino, journal_request_current(), fi)) {
+            reply_status(req, -ENFILE);
+            inode_put(inode);
+            return;
+        }
+    }
+    set_served(m, fi, 0);
     mount_fill_entry(m, inode, &entry);
     early_opened(m->service->early, inode->ino);
     if (fuse_reply_create(req, &entry, fi) != 0) {
@@ -244,6 +330,7 @@ void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     struct mount *m = mount_of(req);
     mount_close(m, ino, fi->fh);
+    book_reached(m->service->book, BOOK_CLOSED);
     /* Of another handle, perhaps: then nobody looks after the file any more, and that is all. */
     if ((fi->flags & O_ACCMODE) != O_RDONLY)
         early_closed(m->service->early, ino);

@@ -4,8 +4,8 @@
  *
  * Each operation gets a request and replies to it exactly once. Node ids are
  * inode numbers. File handles carry no state but how they are served (fi->fh is an
- * enum open_kind of opens.h), so that a new daemon can go on with the files that
- * the old one had open.
+ * enum open_kind of opens.h), and where that stands in the book (book.h), so that a new
+ * daemon can go on with the files that the old one had open.
  *
  * A store has one mount, or two: the second is a read-only view of the same tree
  * beside the first. Both are served by the same operations, and share all that
@@ -42,6 +42,8 @@
 struct token_table;
 struct early;
 struct handover;
+struct handover_link;
+struct book;
 struct journal_completion;
 struct seeker;
 struct opener;
@@ -57,6 +59,7 @@ struct service {
     struct backings *backings;
     struct opens *opens;
     struct opener *opener;
+    struct book *book; /* with a supervisor: who has what open, for the next daemon. Or NULL */
     /* Where the view is mounted; NULL: there is none (any more). */
     const char *_Atomic view_path;
 };
@@ -74,17 +77,23 @@ struct mount {
     atomic_int no_passthrough; /* asked for and granted, but a negative errno of backings_try */
     double timeout_s;          /* how long the kernel may keep attributes and names */
     unsigned max_read_bytes;
-    struct handover *handover; /* NULL: there is no supervisor */
-    bool debug_faults;         /* for tests: xattrs that kill */
-    bool debug_du_faults;      /* for tests: an ioctl that kills */
-    atomic_bool debug_die;     /* for tests: the next change kills, before it is answered */
+    struct handover *handover; /* NULL: there is no supervisor, and none of the next three */
+    struct handover_link *link;
+    int fuse_fd;           /* the supervisor's: /dev/fuse */
+    int flush_fd;          /* fuse_flush.h */
+    bool debug_faults;     /* for tests: xattrs that kill */
+    bool debug_du_faults;  /* for tests: an ioctl that kills */
+    atomic_bool debug_die; /* for tests: the next change kills, before it is answered */
     struct seeker *seeker;
     struct notifier *notifier;
     struct fuse_pool *costly;  /* ioctls of plain users that take long (fuse_ioctl.c) */
     struct mount_table *table; /* fuse_caller.c */
     _Atomic dev_t dev;         /* 0: not known (yet) */
-    sem_t initialised;         /* posted by init */
-    int init_error;            /* negative errno if the kernel lacks what we need */
+    /* Requests that the kernel sends again, in service just now; and whether all were read. */
+    atomic_uint resent_in_service;
+    atomic_bool resent_over;
+    sem_t initialised; /* posted by init */
+    int init_error;    /* negative errno if the kernel lacks what we need */
 };
 
 static inline struct mount *mount_of(fuse_req_t req)
@@ -214,6 +223,7 @@ struct waiting {
      * waited long enough. Replies. */
     void (*go_on)(struct waiting *w, int error);
     bool reads;
+    uint64_t unique;  /* of an open: for the book */
     struct stat attr; /* for setattr */
     int to_set;
     struct waiting *next;
@@ -235,6 +245,8 @@ void mount_begin_write(struct mount *m, struct waiting *w);
 void mount_refuse_write(fuse_req_t req, fuse_ino_t ino, int error);
 /* A handle, or one that could not be delivered, is no more. */
 void mount_close(struct mount *m, uint64_t ino, uint64_t fh);
+/* One that had none of its own (truncate(2)) is through, which opens_write has counted. */
+void mount_end_write(struct mount *m, uint64_t ino);
 
 /* fuse_io.c; reading and writing are in fuse_content.c */
 void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);

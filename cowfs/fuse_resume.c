@@ -27,7 +27,7 @@ enum {
 
 /* ---- the supervisor's side ---- */
 
-static int take_init(int fuse_fd, struct handover *h, const char *path, struct errmsg *err)
+static int take_init(int fuse_fd, struct handover_link *link, const char *path, struct errmsg *err)
 {
     g_autofree uint8_t *request = g_malloc(REQUEST_BYTES);
     const struct fuse_in_header *in = (const void *)request;
@@ -45,19 +45,19 @@ static int take_init(int fuse_fd, struct handover *h, const char *path, struct e
     const struct fuse_init_in *init = (const void *)(request + sizeof(*in));
     if (!(init->flags2 & RESEND_FLAG_2))
         return errmsg_set(err, -ENOTSUP, "the kernel is older than Linux 6.9");
-    memcpy(h->init, request, (size_t)got);
-    h->init_bytes = (uint32_t)got;
+    memcpy(link->init, request, (size_t)got);
+    link->init_bytes = (uint32_t)got;
     return 0;
 }
 
-int fuse_premount(const struct fuse_mount_point *point, struct handover *h,
+int fuse_premount(const struct fuse_mount_point *point, struct handover_link *link,
                   struct fuse_session **session, int *fuse_fd, struct errmsg *err)
 {
     int error = fuse_session_open(point, point->path, NULL, session, err);
     if (error)
         return error;
     *fuse_fd = fuse_session_fd(*session);
-    error = take_init(*fuse_fd, h, point->path, err);
+    error = take_init(*fuse_fd, link, point->path, err);
     if (error)
         fuse_premount_end(*session);
     return error;
@@ -71,13 +71,13 @@ void fuse_premount_end(struct fuse_session *session)
 
 /* ---- the daemon's side ---- */
 
-static int answer_init(struct handover *h, int sink, const uint8_t *answer, size_t bytes,
+static int answer_init(struct handover_link *link, int sink, const uint8_t *answer, size_t bytes,
                        struct errmsg *err)
 {
     if (bytes < sizeof(struct fuse_out_header) || bytes > HANDOVER_INIT_MAX)
         return errmsg_set(err, -EPROTO, "libfuse has no answer for the kernel");
-    if (h->answer_bytes) {
-        if (h->answer_bytes != bytes || memcmp(h->answer, answer, bytes) != 0)
+    if (link->answer_bytes) {
+        if (link->answer_bytes != bytes || memcmp(link->answer, answer, bytes) != 0)
             return errmsg_set(err, -EPROTO,
                               "this version talks to the kernel in another way than"
                               " the one that has mounted: unmount, and mount again");
@@ -85,22 +85,23 @@ static int answer_init(struct handover *h, int sink, const uint8_t *answer, size
     }
     if (write(sink, answer, bytes) != (ssize_t)bytes)
         return errmsg_set(err, -errno, "/dev/fuse: %s", g_strerror(errno));
-    memcpy(h->answer, answer, bytes);
-    h->answer_bytes = (uint32_t)bytes;
+    memcpy(link->answer, answer, bytes);
+    link->answer_bytes = (uint32_t)bytes;
     return 0;
 }
 
-static int feed_init(struct handover *h, struct mount *mount, int sink, struct errmsg *err)
+static int feed_init(struct mount *mount, int sink, struct errmsg *err)
 {
+    struct handover_link *link = mount->link;
     uint8_t init[HANDOVER_INIT_MAX], answer[HANDOVER_INIT_MAX + 1];
     int number = fuse_session_fd(mount->session);
-    memcpy(init, h->init, h->init_bytes);
-    struct fuse_buf buf = {.mem = init, .size = h->init_bytes};
+    memcpy(init, link->init, link->init_bytes);
+    struct fuse_buf buf = {.mem = init, .size = link->init_bytes};
     fuse_session_process_buf(mount->session, &buf);
     ssize_t bytes = pread(sink, answer, sizeof(answer), 0);
-    if (dup3(HANDOVER_FUSE_FD, number, O_CLOEXEC) < 0)
+    if (dup3(mount->fuse_fd, number, O_CLOEXEC) < 0)
         return errmsg_set(err, -errno, "dup3: %s", g_strerror(errno));
-    return answer_init(h, number, answer, bytes < 0 ? 0 : (size_t)bytes, err);
+    return answer_init(link, number, answer, bytes < 0 ? 0 : (size_t)bytes, err);
 }
 
 int fuse_resume(const struct fuse_mount_point *point, struct mount *mount, struct errmsg *err)
@@ -119,7 +120,7 @@ int fuse_resume(const struct fuse_mount_point *point, struct mount *mount, struc
     if (error) {
         close(number);
     } else {
-        error = feed_init(mount->handover, mount, sink, err);
+        error = feed_init(mount, sink, err);
         if (error) {
             fuse_session_destroy(mount->session);
             mount->session = NULL;
@@ -131,7 +132,7 @@ int fuse_resume(const struct fuse_mount_point *point, struct mount *mount, struc
 
 int fuse_resume_check(const struct fuse_mount_point *point, struct mount *mount, struct errmsg *err)
 {
-    if (mount->handover->answer_bytes == 0)
+    if (mount->link->answer_bytes == 0)
         return errmsg_set(err, -EPROTO, "the mount has not been served yet");
     sem_init(&mount->initialised, 0, 0);
     int error = fuse_resume(point, mount, err);

@@ -12,11 +12,11 @@
 #include "cowfs/fuse_session.h"
 
 /*
- * For the supervisor: mounts, and takes the kernel's first message into h->init. *session
+ * For the supervisor: mounts, and takes the kernel's first message into link->init. *session
  * is libfuse's, and only good for fuse_premount_end; *fuse_fd is for the daemons. The
  * kernel gets its answer from the first daemon.
  */
-int fuse_premount(const struct fuse_mount_point *point, struct handover *h,
+int fuse_premount(const struct fuse_mount_point *point, struct handover_link *link,
                   struct fuse_session **session, int *fuse_fd, struct errmsg *err);
 /* Unmounts, unless that has been done; whoever uses it gets errors from now on. */
 void fuse_premount_end(struct fuse_session *session);

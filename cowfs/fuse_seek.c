@@ -17,7 +17,6 @@
 #include "cowfs/file.h"
 #include "cowfs/fuse_flush.h"
 #include "cowfs/fuse_ops.h"
-#include "cowfs/handover.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -87,7 +86,7 @@ static bool covers(const struct hole *known, const struct hole *needed)
 static void flush_hole(struct mount *m, uint64_t ino, const struct hole *hole)
 {
     off_t length = hole->to == FILE_SIZE_MAX ? 0 : (off_t)(hole->to - hole->from);
-    if (m->handover && flusher_inval(HANDOVER_FLUSH_FD, ino, (off_t)hole->from, length) != -EPIPE)
+    if (m->handover && flusher_inval(m->flush_fd, ino, (off_t)hole->from, length) != -EPIPE)
         return;
     fuse_lowlevel_notify_inval_inode(m->session, ino, (off_t)hole->from, length);
 }

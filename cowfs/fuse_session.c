@@ -11,6 +11,7 @@
  *   CLOSED    last commit, threads stopped, lock released
  */
 #include "cowfs/fuse_session.h"
+#include "cowfs/book.h"
 #include "cowfs/fuse_backing.h"
 #include "cowfs/fuse_early.h"
 #include "cowfs/fuse_guard.h"
@@ -38,6 +39,12 @@ struct session {
     int signal_fd; /* signalfd: someone wants it to be over */
 };
 
+/* It may have ended before the mount did. */
+static bool has_view(const struct fuse_mount_config *config)
+{
+    return config->view.path && !(config->handover && config->handover->view_ended);
+}
+
 static void forget_signal(struct session *s)
 {
     struct signalfd_siginfo info;
@@ -49,6 +56,9 @@ static void forget_signal(struct session *s)
 /* The view, by an umount of its own, or because something broke it. */
 static void end_of_view(struct session *s)
 {
+    /* The next daemon does without it, and ends in the book what we do not come to. */
+    if (s->config->handover)
+        s->config->handover->view_ended = true;
     int error = mounted_detach(&s->view);
     if (error)
         g_warning("%s: the connection to the kernel broke: %s", s->config->view.path,
@@ -56,6 +66,7 @@ static void end_of_view(struct session *s)
     else
         g_message("%s: unmounted", s->config->view.path);
     atomic_store(&s->service.view_path, NULL);
+    book_end_mount(s->service.book, VIEW_SLOT);
 }
 
 /* To the program that is installed now. What is being served is answered, the rest waits in
@@ -64,6 +75,8 @@ static void end_of_view(struct session *s)
 __attribute__((noreturn)) static void hand_over(struct session *s)
 {
     fuse_loop_stop(s->main.loop);
+    if (s->view.loop)
+        fuse_loop_stop(s->view.loop);
     /* Makes its beginning short. */
     int error = fs_commit(s->service.fs);
     if (error)
@@ -103,7 +116,7 @@ static void serve(struct session *s)
     if (config->ready)
         config->ready(config->arg);
     g_message("%s: mounted on %s", s->service.fs->store_path, config->main.path);
-    if (config->view.path)
+    if (has_view(config))
         g_message("%s: a read-only view of it", config->view.path);
 
     bool by_signal = wait_for_end(s);
@@ -117,15 +130,35 @@ static void serve(struct session *s)
         mounted_end(&s->main, s->signal_fd);
 }
 
+/* What is open past the daemon, before anybody asks. */
+static void adopt_opens(struct session *s, bool view)
+{
+    struct service *service = &s->service;
+    if (!service->opens)
+        return;
+    mounted_find_passthrough(&s->main);
+    if (view)
+        mounted_find_passthrough(&s->view);
+    else
+        book_end_mount(service->book, VIEW_SLOT);
+    if (backings_adopt(service->backings, service->opens) > 0)
+        opener_tidy_soon(service->opener);
+}
+
 static int serve_mounts(struct session *s, struct errmsg *err)
 {
     const struct fuse_mount_config *config = s->config;
+    bool view = has_view(config);
     int error = mounted_attach(&s->main, &config->main, err);
+    if (!error && view && config->handover)
+        error = mounted_attach(&s->view, &config->view, err);
+    if (!error && config->resumed)
+        adopt_opens(s, view);
     if (!error)
         error = mounted_serve(&s->main, config, err);
-    if (!error && config->view.path)
+    if (!error && view && !config->handover)
         error = mounted_attach(&s->view, &config->view, err);
-    if (!error && config->view.path)
+    if (!error && view)
         error = mounted_serve(&s->view, config, err);
     if (!error)
         serve(s);
@@ -146,8 +179,25 @@ static struct mount main_mount(const struct fuse_mount_config *config)
         .passthrough = config->main.passthrough,
         .max_read_bytes = config->max_read_bytes,
         .handover = config->handover,
+        .link = config->handover ? &config->handover->main : NULL,
+        .fuse_fd = HANDOVER_FUSE_FD,
+        .flush_fd = HANDOVER_FLUSH_FD,
         .debug_faults = g_getenv("COWFS_DEBUG_FAULTS") != NULL,
         .debug_du_faults = g_strcmp0(g_getenv("COWFS_DEBUG_FAULTS"), "du") == 0,
+    };
+}
+
+static struct mount view_mount(const struct fuse_mount_config *config)
+{
+    return (struct mount){
+        .slot = VIEW_SLOT,
+        .view = true,
+        .passthrough = config->view.passthrough,
+        .max_read_bytes = config->max_read_bytes,
+        .handover = config->handover,
+        .link = config->handover ? &config->handover->view : NULL,
+        .fuse_fd = HANDOVER_VIEW_FUSE_FD,
+        .flush_fd = HANDOVER_VIEW_FLUSH_FD,
     };
 }
 
@@ -159,14 +209,14 @@ static int service_start(struct session *s, struct fs *fs, struct errmsg *err)
     unsigned passthrough = 0;
     if (config->main.passthrough)
         passthrough |= 1u << MAIN_SLOT;
-    if (config->view.path && config->view.passthrough)
+    if (has_view(config) && config->view.passthrough)
         passthrough |= 1u << VIEW_SLOT;
     service->fs = fs;
-    atomic_init(&service->view_path, config->view.path);
+    atomic_init(&service->view_path, has_view(config) ? config->view.path : NULL);
     service->tokens = token_table_new();
     service->upgrade_fd = config->handover ? eventfd(0, EFD_CLOEXEC) : -1;
     if (passthrough) {
-        service->backings = backings_new(fs);
+        service->backings = backings_new(fs, service->book);
         struct opens_backing callbacks = backings_callbacks(service->backings);
         service->opens = opens_new(&callbacks, passthrough);
         service->opener = opener_new(service);
@@ -176,14 +226,9 @@ static int service_start(struct session *s, struct fs *fs, struct errmsg *err)
     s->main.mount = main_mount(config);
     s->main.mount.service = service;
     s->main.mount.fs = fs;
-    s->view.mount = (struct mount){
-        .service = service,
-        .fs = fs,
-        .slot = VIEW_SLOT,
-        .view = true,
-        .passthrough = config->view.passthrough,
-        .max_read_bytes = config->max_read_bytes,
-    };
+    s->view.mount = view_mount(config);
+    s->view.mount.service = service;
+    s->view.mount.fs = fs;
     return 0;
 }
 
@@ -192,6 +237,7 @@ static void service_stop(struct service *service)
     opener_free(service->opener);
     opens_free(service->opens);
     backings_free(service->backings);
+    book_close(service->book);
     token_table_free(service->tokens);
     if (service->upgrade_fd >= 0)
         close(service->upgrade_fd);
@@ -220,17 +266,22 @@ static void use_handover(const struct fuse_mount_config *config, struct fs_confi
     if (!config->resumed)
         return;
     fs->lock_fd = HANDOVER_LOCK_FD;
-    fs->resumed = true;
+    fs->resumed = 1u << MAIN_SLOT | (has_view(config) ? 1u << VIEW_SLOT : 0);
     fs->create = false;
 }
 
-static int open_store(const struct fuse_mount_config *config, struct fs **fs, struct errmsg *err)
+static int open_store(const struct fuse_mount_config *config, struct book *book, struct fs **fs,
+                      struct errmsg *err)
 {
     struct fs_config fs_config = config->fs;
     if (config->handover)
         use_handover(config, &fs_config);
     fs_config.keep_flat = config->main.passthrough || config->view.passthrough;
+    GArray *held = book ? backings_held(book) : NULL;
+    fs_config.held = held;
     int error = fs_open(config->store_path, &fs_config, fs, err);
+    if (held)
+        g_array_free(held, TRUE);
     if (error)
         return error;
     if (config->fs.chunk_bytes && config->fs.chunk_bytes != (*fs)->chunk_bytes) {
@@ -245,9 +296,16 @@ static int run(struct session *s, struct errmsg *err)
 {
     const struct fuse_mount_config *config = s->config;
     struct fs *fs;
-    int error = open_store(config, &fs, err);
-    if (error)
+    if (config->handover && (config->main.passthrough || config->view.path)) {
+        s->service.book = book_open(HANDOVER_BOOK_FD);
+        if (!s->service.book)
+            return errmsg_set(err, -EPROTO, "the book of open files cannot be read");
+    }
+    int error = open_store(config, s->service.book, &fs, err);
+    if (error) {
+        book_close(s->service.book);
         return error;
+    }
     error = service_start(s, fs, err);
     if (!error)
         error = serve_mounts(s, err);
@@ -266,12 +324,12 @@ static int run(struct session *s, struct errmsg *err)
     return error;
 }
 
-/* Its opens would count with passthrough or a view; and under a supervisor it would have to find
- * the next daemon. */
+/* Its opens would count with passthrough or a view. Under a supervisor each daemon has one of its
+ * own: what is being made by then is left to the kernel. */
 static bool may_write_early(const struct fuse_mount_config *config)
 {
     return config->main.writeback && !config->fs.read_only && !config->view.path &&
-           !config->handover && geteuid() == 0;
+           !config->main.passthrough && geteuid() == 0;
 }
 
 int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err)
@@ -299,8 +357,12 @@ int fuse_mount_run(const struct fuse_mount_config *config, struct errmsg *err)
 
 int fuse_mount_check(const struct fuse_mount_config *config, struct errmsg *err)
 {
-    struct mount mount = main_mount(config);
+    struct mount main = main_mount(config), view = view_mount(config);
     struct superblock superblock;
     int error = superblock_read(config->store_path, config->fs.read_only, &superblock, err);
-    return error ? error : fuse_resume_check(&config->main, &mount, err);
+    if (!error)
+        error = fuse_resume_check(&config->main, &main, err);
+    if (!error && has_view(config))
+        error = fuse_resume_check(&config->view, &view, err);
+    return error;
 }

@@ -35,7 +35,7 @@ struct fuse_mount_config {
     unsigned io_uring_depth; /* requests a CPU over io_uring; 0: all over /dev/fuse */
     unsigned read_ahead_kb;  /* of the kernel for the mounts; 0: leave it */
     /* Of a daemon that a supervisor has started, with the descriptors of handover.h: the
-     * main mount is there, no view and no io_uring is. NULL: mounts itself. */
+     * mounts are there, no io_uring is. NULL: mounts itself. */
     struct handover *handover;
     bool resumed; /* and an earlier daemon has served it */
     /* Called once, when all mounts can be used. */

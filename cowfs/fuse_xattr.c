@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /* fuse_xattr.c - extended attributes. */
+#include "cowfs/book.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/names.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 
 void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size,
@@ -54,12 +56,15 @@ static void get_commits(fuse_req_t req, size_t size)
 
 void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
-    /* For tests/mount/supervise.sh: a request that kills each daemon; and one that lets the next
-     * change kill this one, done and not answered. */
+    /* For tests/mount/supervise*.sh: a request that kills each daemon; one that lets the next
+     * change kill this one, done and not answered; and one that has it die at a point of book.h. */
     if (mount_of(req)->debug_faults && strcmp(name, "user.cowfs-fault") == 0)
         raise(SIGSEGV);
     if (mount_of(req)->debug_faults && strcmp(name, "user.cowfs-die") == 0)
         atomic_store(&mount_of(req)->debug_die, true);
+    if (mount_of(req)->debug_faults && g_str_has_prefix(name, "user.cowfs-die-at-"))
+        book_die_at(mount_of(req)->service->book,
+                    (enum book_point)atoi(name + strlen("user.cowfs-die-at-")));
     if (mount_of(req)->debug_faults && strcmp(name, "user.cowfs-commits") == 0) {
         get_commits(req, size);
         return;

@@ -6,6 +6,7 @@
 #include <glib.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -43,10 +44,12 @@ struct handover *handover_map(int fd)
     struct stat st;
     if (fstat(fd, &st) != 0)
         return NULL;
-    if ((size_t)st.st_size < sizeof(struct handover)) {
+    if ((size_t)st.st_size < offsetof(struct handover, view)) {
         errno = EPROTO;
         return NULL;
     }
+    if ((size_t)st.st_size < sizeof(struct handover) && ftruncate(fd, sizeof(struct handover)) != 0)
+        return NULL;
     struct handover *h =
         mmap(NULL, sizeof(struct handover), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (h == MAP_FAILED)
@@ -121,11 +124,18 @@ static struct handover_suspect *find_suspect(struct handover *h, uint64_t unique
     return NULL;
 }
 
+static struct handover_in_service *slot_of(struct handover *h, unsigned slot)
+{
+    return slot < HANDOVER_IN_SERVICE ? &h->in_service[slot]
+                                      : &h->in_service_view[slot - HANDOVER_IN_SERVICE];
+}
+
 void handover_count_deaths(struct handover *h)
 {
     unsigned points = h->death_signal == SIGKILL ? POINTS_KILL : POINTS_CRASH;
-    for (unsigned i = 0; i < HANDOVER_IN_SERVICE; i++) {
-        uint64_t unique = atomic_load(&h->in_service[i].unique);
+    for (unsigned i = 0; i < HANDOVER_IN_SERVICE + HANDOVER_VIEW_WORKERS; i++) {
+        struct handover_in_service *in = slot_of(h, i);
+        uint64_t unique = atomic_load(&in->unique);
         if (unique == 0)
             continue;
         struct handover_suspect *s = find_suspect(h, unique);
@@ -133,10 +143,10 @@ void handover_count_deaths(struct handover *h)
             s = find_suspect(h, 0);
         if (s && h->death_signal) {
             s->unique = unique;
-            s->opcode = (uint32_t)h->in_service[i].opcode;
+            s->opcode = (uint32_t)in->opcode;
             s->points += points;
         }
-        atomic_store(&h->in_service[i].unique, 0);
+        atomic_store(&in->unique, 0);
     }
 }
 
@@ -179,11 +189,12 @@ static bool wait_for_turn(struct handover *h, uint64_t unique, uint32_t opcode, 
 bool handover_request_begin(struct handover *h, unsigned slot, uint64_t unique, uint32_t opcode,
                             bool again)
 {
-    g_assert(slot < HANDOVER_IN_SERVICE - HANDOVER_JOBS);
+    g_assert(slot < HANDOVER_IN_SERVICE - HANDOVER_JOBS ||
+             (slot >= HANDOVER_IN_SERVICE && slot < HANDOVER_IN_SERVICE + HANDOVER_VIEW_WORKERS));
     if (!wait_for_turn(h, unique, opcode, again))
         return false;
-    h->in_service[slot].opcode = opcode;
-    atomic_store(&h->in_service[slot].unique, unique);
+    slot_of(h, slot)->opcode = opcode;
+    atomic_store(&slot_of(h, slot)->unique, unique);
     return true;
 }
 
@@ -209,8 +220,8 @@ void handover_request_pass_on(bool on)
 
 void handover_request_end(struct handover *h, unsigned slot)
 {
-    uint64_t unique = atomic_load(&h->in_service[slot].unique);
-    atomic_store(&h->in_service[slot].unique, 0);
+    uint64_t unique = atomic_load(&slot_of(h, slot)->unique);
+    atomic_store(&slot_of(h, slot)->unique, 0);
     if (!has_turn)
         return;
     if (unique && !passed_on)

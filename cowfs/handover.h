@@ -26,7 +26,12 @@ enum {
     HANDOVER_CONTROL_FD = 6, /* SOCK_SEQPACKET to the supervisor: struct handover_message */
     HANDOVER_FLUSH_FD = 7,   /* SOCK_SEQPACKET to the flusher (fuse_flush.h) */
     HANDOVER_LOCK_FD = 8,    /* the store's lock; closed in the first daemon, which takes it */
-    HANDOVER_FD_END = 9,
+    HANDOVER_BOOK_FD = 9,    /* memfd: cowfs/book.h */
+    /* As the first and the fifth, of the view; closed if there is none. */
+    HANDOVER_VIEW_FUSE_FD = 10,
+    HANDOVER_VIEW_FLUSH_FD = 11,
+    HANDOVER_GUARD_FD = 12, /* only to be had: guard_start_for */
+    HANDOVER_FD_END = 13,
 };
 
 enum { HANDOVER_VERSION = 1 };
@@ -35,6 +40,7 @@ enum {
     HANDOVER_INIT_MAX = 256,      /* FUSE_INIT, and its answer: 104 and 80 bytes today */
     HANDOVER_IN_SERVICE = 320,    /* threads that serve requests */
     HANDOVER_JOBS = 16,           /* of these, the last ones, such that are no workers */
+    HANDOVER_VIEW_WORKERS = 256,  /* of the view; their slots begin at HANDOVER_IN_SERVICE */
     HANDOVER_SUSPECTS = 1024,     /* requests that were in service at a death */
     HANDOVER_EXIT_UPGRADE = 75,   /* exit status: the next daemon shall go on */
     HANDOVER_DEATHS_MAX = 3,      /* of one request: then it is answered by EIO */
@@ -47,21 +53,32 @@ struct handover_suspect {
     uint32_t points; /* HANDOVER_DEATHS_BY_KILL * HANDOVER_DEATHS_MAX: enough */
 };
 
-/* Zeros at first. */
-struct handover {
-    uint32_t version;
-    uint32_t death_signal; /* that ended the last daemon; 0: none. The supervisor's */
+/* One mount. */
+struct handover_link {
     uint64_t dev;          /* of the mount; 0: not known yet */
     uint32_t init_bytes;   /* the kernel's FUSE_INIT. The supervisor's */
     uint32_t answer_bytes; /* ours, as sent; 0: not yet */
     uint8_t init[HANDOVER_INIT_MAX];
     uint8_t answer[HANDOVER_INIT_MAX];
-    /* unique of the request that a thread is serving, 0: none; and its opcode. */
-    struct {
-        atomic_uint_fast64_t unique;
-        uint64_t opcode;
-    } in_service[HANDOVER_IN_SERVICE];
+};
+
+/* unique of the request that a thread is serving, 0: none; and its opcode. */
+struct handover_in_service {
+    atomic_uint_fast64_t unique;
+    uint64_t opcode;
+};
+
+/* Zeros at first. The numbers of the kernel's requests are even; one of the view's has bit 0. */
+struct handover {
+    uint32_t version;
+    uint32_t death_signal; /* that ended the last daemon; 0: none. The supervisor's */
+    struct handover_link main;
+    struct handover_in_service in_service[HANDOVER_IN_SERVICE];
     struct handover_suspect suspects[HANDOVER_SUSPECTS];
+    /* What older programs do not know. */
+    struct handover_link view;
+    struct handover_in_service in_service_view[HANDOVER_VIEW_WORKERS];
+    uint32_t view_ended; /* by an umount of its own */
 };
 
 /* From the daemon to the supervisor, with the lock's descriptor once. */
@@ -76,7 +93,8 @@ struct handover_message {
     char text[508]; /* NUL-terminated */
 };
 
-/* Maps the memory. NULL: it is none, or of a version that is not known (errno). */
+/* Maps the memory; what an older program has made is lengthened by zeros. NULL: it is none, or of a
+ * version that is not known (errno). */
 struct handover *handover_map(int fd);
 /* The memory, all zeros but for the version; a negative errno. */
 int handover_memory_new(void);
@@ -90,7 +108,7 @@ int handover_receive(int control_fd, struct handover_message *message, int *fd);
 void handover_count_deaths(struct handover *h);
 
 /*
- * A thread (`slot` of HANDOVER_IN_SERVICE) begins to serve a request. `again`: the kernel
+ * A thread (`slot` of HANDOVER_IN_SERVICE; of the view behind these) begins to serve a request. `again`: the kernel
  * has sent it before. False: it has killed too many daemons, and is to be answered by EIO.
  * Suspects are served one at a time, so that the next death tells which one it was: it
  * waits for that. Then _end, in any case.

@@ -39,8 +39,8 @@ struct shard {
     GHashTable *inodes; /* number -> inode; 64 bits fit into a pointer */
     GQueue dirty;
     GQueue lru;            /* head: used last */
-    GHashTable *forgotten; /* numbers of orphans that a kernel forgot which went on with an
-                              earlier process's mount */
+    GHashTable *forgotten; /* numbers of orphans that kernels forgot which went on with an
+                              earlier process's mounts -> these mounts, a bit each */
 };
 
 struct inode_cache {
@@ -62,7 +62,7 @@ struct inode_cache *inode_cache_new(struct fs *fs, uint64_t next_ino)
     cache->fs = fs;
     atomic_init(&cache->next_ino, next_ino);
     cache->resumed_before = next_ino;
-    atomic_init(&cache->resumed, fs->config.resumed ? (1u << INODE_MOUNTS) - 1 : 0);
+    atomic_init(&cache->resumed, fs->config.resumed);
     for (unsigned i = 0; i < SHARDS; i++) {
         struct shard *s = &cache->shards[i];
         pthread_mutex_init(&s->lock, NULL);
@@ -254,10 +254,15 @@ static bool is_resumed(struct inode_cache *cache, uint64_t ino)
     return ino < cache->resumed_before && atomic_load(&cache->resumed);
 }
 
+static unsigned mounts_that_forgot(const struct shard *s, uint64_t ino)
+{
+    return GPOINTER_TO_UINT(g_hash_table_lookup(s->forgotten, GSIZE_TO_POINTER(ino)));
+}
+
 /* Such a kernel forgot it. Under the shard's lock. True if it is an orphan, which need not
- * be kept any more. */
+ * be kept any more for that one. */
 static bool forget_resumed(struct inode_cache *cache, struct shard *s, struct inode *inode,
-                           uint64_t ino)
+                           uint64_t ino, unsigned mount)
 {
     bool orphan;
     if (inode) {
@@ -269,7 +274,8 @@ static bool forget_resumed(struct inode_cache *cache, struct shard *s, struct in
         metadb_value_free(&value);
     }
     if (orphan)
-        g_hash_table_add(s->forgotten, GSIZE_TO_POINTER(ino));
+        g_hash_table_insert(s->forgotten, GSIZE_TO_POINTER(ino),
+                            GUINT_TO_POINTER(mounts_that_forgot(s, ino) | 1u << mount));
     return orphan;
 }
 
@@ -279,7 +285,7 @@ static bool is_kept(struct inode_cache *cache, struct shard *s, const struct ino
 {
     const struct timespec *btime = &inode->attr.btime;
     return is_resumed(cache, inode->ino) && (btime->tv_sec || btime->tv_nsec) &&
-           !g_hash_table_contains(s->forgotten, GSIZE_TO_POINTER(inode->ino));
+           atomic_load(&cache->resumed) & ~mounts_that_forgot(s, inode->ino);
 }
 
 bool inode_forget(struct inode_cache *cache, uint64_t ino, unsigned mount, uint64_t nlookup)
@@ -295,7 +301,7 @@ bool inode_forget(struct inode_cache *cache, uint64_t ino, unsigned mount, uint6
         gone = inode->nlookup[mount] == 0;
     }
     if (gone && is_resumed(cache, ino))
-        orphan = forget_resumed(cache, s, inode, ino);
+        orphan = forget_resumed(cache, s, inode, ino, mount);
     if (known)
         orphan |= settle(s, inode);
     pthread_mutex_unlock(&s->lock);
@@ -319,7 +325,7 @@ void inode_forget_all(struct inode_cache *cache, unsigned mount)
 {
     g_assert(mount < INODE_MOUNTS);
     unsigned bit = 1u << mount;
-    if (atomic_fetch_and(&cache->resumed, ~bit) == bit)
+    if (atomic_fetch_and(&cache->resumed, ~bit) & bit)
         reaper_scan(cache->fs->reaper); /* what was kept for it */
     for (unsigned i = 0; i < SHARDS; i++) {
         struct shard *s = &cache->shards[i];

@@ -12,9 +12,10 @@
 
 struct here {
     unsigned readers, writers, passthrough;
-    bool pinned; /* home and id are valid; passthrough == 0: LEFT */
-    uint32_t home;
-    int id;
+    bool pinned;    /* pin is valid; passthrough == 0: LEFT */
+    bool inherited; /* of an earlier daemon: the kernel may know it even if we do not know so */
+    struct opens_pin pin;
+    int id; /* valid if passthrough > 0 */
 };
 
 struct entry {
@@ -134,11 +135,58 @@ static struct here take_pin(struct opens *o, struct here *h)
     struct here taken = *h;
     if (h->pinned && !h->passthrough)
         o->left--;
-    h->pinned = false;
+    h->pinned = h->inherited = false;
     return taken;
 }
 
+/* ---- what an earlier daemon has left ---- */
+
+void opens_restore_handle(struct opens *o, unsigned mount, uint64_t ino, enum open_kind kind)
+{
+    struct here *h = &enter(o, ino)->mounts[mount];
+    h->readers += kind == OPEN_READER;
+    h->writers += kind == OPEN_WRITER;
+    h->passthrough += kind == OPEN_PASSTHROUGH;
+}
+
+void opens_restore_pin(struct opens *o, unsigned mount, uint64_t ino, const struct opens_pin *pin)
+{
+    struct here *h = &enter(o, ino)->mounts[mount];
+    h->pinned = h->inherited = true;
+    h->pin = *pin;
+}
+
+unsigned opens_restored(struct opens *o)
+{
+    GHashTableIter it;
+    gpointer value;
+    g_hash_table_iter_init(&it, o->entries);
+    while (g_hash_table_iter_next(&it, NULL, &value)) {
+        struct entry *e = value;
+        for (unsigned i = 0; i < INODE_MOUNTS; i++) {
+            struct here *h = &e->mounts[i];
+            g_assert(h->pinned || !h->passthrough);
+            o->left += h->pinned && !h->passthrough;
+            for (unsigned n = 0; n < h->passthrough; n++)
+                h->id = o->backing.open(o->backing.arg, i, h->pin.home);
+        }
+    }
+    return o->left;
+}
+
 /* ---- opening ---- */
+
+/* Another handle past the daemon of an inode that is pinned. */
+static bool open_past(struct opens *o, unsigned mount, struct here *h)
+{
+    int id = o->backing.open(o->backing.arg, mount, h->pin.home);
+    if (id <= 0)
+        return false;
+    o->left -= h->passthrough == 0;
+    h->passthrough++;
+    h->id = id;
+    return true;
+}
 
 enum open_kind opens_read(struct opens *o, unsigned mount, uint64_t ino, int *id)
 {
@@ -150,32 +198,40 @@ enum open_kind opens_read(struct opens *o, unsigned mount, uint64_t ino, int *id
     pthread_mutex_lock(&o->lock);
     struct entry *e = enter(o, ino);
     struct here *h = &e->mounts[mount];
+    bool fresh = false;
     /* A reader in the cache of the kernel makes it one for all; and so does a writer in
      * another mount, of whom this mount's kernel knows nothing. */
     if (h->readers == 0 && count_writers(e) == 0) {
         if (!h->pinned && o->passthrough & bit) {
-            uint32_t home = 0;
-            int new_id = 0;
+            struct opens_pin pin = {0};
             begin_deciding(o, e);
-            int error = o->backing.pin(o->backing.arg, mount, ino, &home, &new_id);
+            int error = o->backing.pin(o->backing.arg, mount, ino, &pin);
             end_deciding(o, e);
-            h->pinned = error == 0;
-            h->home = home;
-            h->id = new_id;
+            fresh = h->pinned = error == 0;
+            h->pin = pin;
             o->left += h->pinned;
         }
-        if (h->pinned)
+        if (h->pinned && open_past(o, mount, h)) {
             kind = OPEN_PASSTHROUGH;
+        } else if (fresh) {
+            begin_deciding(o, e);
+            o->backing.unpin(o->backing.arg, mount, &h->pin);
+            end_deciding(o, e);
+            take_pin(o, h);
+        }
     }
-    if (kind == OPEN_PASSTHROUGH) {
-        o->left -= h->passthrough == 0;
-        h->passthrough++;
-        *id = h->id;
-    } else {
-        h->readers++;
-    }
+    *id = kind == OPEN_PASSTHROUGH ? h->id : 0;
+    h->readers += kind == OPEN_READER;
     pthread_mutex_unlock(&o->lock);
     return kind;
+}
+
+/* An inode that is LEFT. Called without the lock, while deciding. */
+static bool may_be_mapped(const struct opens *o, const struct entry *e, unsigned mount)
+{
+    const struct here *h = &e->mounts[mount];
+    return (h->inherited || o->backing.is_known(o->backing.arg, mount, e->ino)) &&
+           o->backing.in_use(o->backing.arg, h->pin.home);
 }
 
 /* What was read past the daemon may still be mapped: settles that, for a writer who is
@@ -187,14 +243,11 @@ static int settle_left(struct opens *o, struct entry *e)
         struct here *h = &e->mounts[i];
         if (!h->pinned)
             continue;
-        uint32_t home = h->home;
         begin_deciding(o, e);
-        bool may_be_mapped = o->backing.is_known(o->backing.arg, i, e->ino) &&
-                             o->backing.in_use(o->backing.arg, home);
-        if (may_be_mapped)
-            error = o->backing.keep(o->backing.arg, i, e->ino, home);
+        if (may_be_mapped(o, e, i))
+            error = o->backing.keep(o->backing.arg, i, e->ino, &h->pin);
         else
-            o->backing.unpin(o->backing.arg, i, home);
+            o->backing.unpin(o->backing.arg, i, &h->pin);
         end_deciding(o, e);
         if (!error)
             take_pin(o, h);
@@ -264,10 +317,13 @@ bool opens_close(struct opens *o, unsigned mount, uint64_t ino, enum open_kind k
         } else if (kind == OPEN_WRITER && h->writers) {
             h->writers--;
             pthread_cond_broadcast(&o->changed);
-        } else if (kind == OPEN_PASSTHROUGH && h->passthrough && --h->passthrough == 0) {
-            o->left++;
-            left = true;
-            pthread_cond_broadcast(&o->changed);
+        } else if (kind == OPEN_PASSTHROUGH && h->passthrough) {
+            o->backing.close(o->backing.arg, mount, h->pin.home);
+            left = --h->passthrough == 0;
+            if (left) {
+                o->left++;
+                pthread_cond_broadcast(&o->changed);
+            }
         }
         drop_if_empty(o, e);
     }
@@ -288,13 +344,13 @@ void opens_forgotten(struct opens *o, unsigned mount, uint64_t ino)
     }
     pthread_mutex_unlock(&o->lock);
     if (pin.pinned)
-        o->backing.unpin(o->backing.arg, mount, pin.home);
+        o->backing.unpin(o->backing.arg, mount, &pin.pin);
 }
 
 void opens_end_mount(struct opens *o, unsigned mount)
 {
     GArray *inos = g_array_new(FALSE, FALSE, sizeof(uint64_t));
-    GArray *pins = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    GArray *pins = g_array_new(FALSE, FALSE, sizeof(struct opens_pin));
     GHashTableIter it;
     gpointer key;
     pthread_mutex_lock(&o->lock);
@@ -304,9 +360,11 @@ void opens_end_mount(struct opens *o, unsigned mount)
     for (guint i = 0; i < inos->len; i++) {
         struct entry *e = enter(o, g_array_index(inos, uint64_t, i));
         struct here *h = &e->mounts[mount];
+        for (unsigned n = 0; n < h->passthrough; n++)
+            o->backing.close(o->backing.arg, mount, h->pin.home);
         if (h->pinned) {
-            struct here pin = take_pin(o, h);
-            g_array_append_val(pins, pin.home);
+            struct here taken = take_pin(o, h);
+            g_array_append_val(pins, taken.pin);
         }
         h->readers = h->writers = h->passthrough = 0;
         drop_if_empty(o, e);
@@ -315,7 +373,7 @@ void opens_end_mount(struct opens *o, unsigned mount)
     pthread_mutex_unlock(&o->lock);
     g_array_free(inos, TRUE);
     for (guint i = 0; i < pins->len; i++)
-        o->backing.unpin(o->backing.arg, mount, g_array_index(pins, uint32_t, i));
+        o->backing.unpin(o->backing.arg, mount, &g_array_index(pins, struct opens_pin, i));
     g_array_free(pins, TRUE);
 }
 
@@ -345,10 +403,9 @@ unsigned opens_tidy(struct opens *o)
         if (!e || e->deciding || !h->pinned || h->passthrough)
             continue;
         begin_deciding(o, e);
-        bool free = !o->backing.is_known(o->backing.arg, c.mount, c.ino) ||
-                    !o->backing.in_use(o->backing.arg, h->home);
+        bool free = !may_be_mapped(o, e, c.mount);
         if (free)
-            o->backing.unpin(o->backing.arg, c.mount, h->home);
+            o->backing.unpin(o->backing.arg, c.mount, &h->pin);
         end_deciding(o, e);
         if (free)
             take_pin(o, h);
@@ -369,6 +426,7 @@ struct opens_counts opens_look(struct opens *o, unsigned mount, uint64_t ino)
         counts.readers = e->mounts[mount].readers;
         counts.passthrough = e->mounts[mount].passthrough;
         counts.writers = count_writers(e);
+        counts.id = e->mounts[mount].id;
     }
     pthread_mutex_unlock(&o->lock);
     return counts;

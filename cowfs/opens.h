@@ -24,15 +24,16 @@
  * or until the kernel has forgotten the inode (which a mapping prevents). If it is
  * opened for writing before, `keep` preserves for the mapping what it has mapped.
  *
- * Threads: any. Callbacks are called without locks; no locks of inodes may be held.
+ * Threads: any. Callbacks are called without locks, but where said; no locks of inodes may be
+ * held.
  */
 #ifndef COWFS_OPENS_H
 #define COWFS_OPENS_H
 
 #include "cowfs/inode.h"
 
-/* How a handle is served. It is the value of fi->fh, and has to mean the same to a
- * daemon that is started anew under the mount: never change the numbers. */
+/* How a handle is served. It is the lowest byte of fi->fh (the rest is book.h's), and has to
+ * mean the same to a daemon that is started anew under the mount: never change the numbers. */
 enum open_kind {
     OPEN_UNCOUNTED = 0,
     OPEN_READER = 1,
@@ -40,20 +41,34 @@ enum open_kind {
     OPEN_PASSTHROUGH = 3,
 };
 
+static inline enum open_kind open_kind_of(uint64_t fh)
+{
+    return (enum open_kind)(fh & 0xff);
+}
+
+/* An inode's home, held for a mount. */
+struct opens_pin {
+    uint32_t home;
+    uint32_t row; /* in the book; 0: none */
+};
+
 /* What the table asks for. */
 struct opens_backing {
     void *arg;
-    /* The backing of an inode that nobody writes: *home says which file, *id what the
-     * kernel of that mount calls it. -EINVAL: it has none, so it is read through the
-     * daemon; so it is with any other error. */
-    int (*pin)(void *arg, unsigned mount, uint64_t ino, uint32_t *home, int *id);
-    void (*unpin)(void *arg, unsigned mount, uint32_t home);
+    /* The backing of an inode that nobody writes. -EINVAL: it has none, so it is read
+     * through the daemon; so it is with any other error. */
+    int (*pin)(void *arg, unsigned mount, uint64_t ino, struct opens_pin *pin);
+    void (*unpin)(void *arg, unsigned mount, const struct opens_pin *pin);
+    /* A handle past the daemon, and its end: what the kernel of that mount calls the
+     * file, or a negative errno. Called with the table's lock held. */
+    int (*open)(void *arg, unsigned mount, uint32_t home);
+    void (*close)(void *arg, unsigned mount, uint32_t home);
     /* Whether somebody other than the daemon has the home's file open or mapped; true
      * if that cannot be known. */
     bool (*in_use)(void *arg, uint32_t home);
     /* Preserves the inode's content in its home, as it is now, for those who have it
      * mapped, and takes over the pin. */
-    int (*keep)(void *arg, unsigned mount, uint64_t ino, uint32_t home);
+    int (*keep)(void *arg, unsigned mount, uint64_t ino, const struct opens_pin *pin);
     /* Whether that mount's kernel knows the inode. Leaf locks only: it is called with
      * the table's lock held. */
     bool (*is_known)(void *arg, unsigned mount, uint64_t ino);
@@ -68,6 +83,14 @@ void opens_free(struct opens *o);
 
 /* It turned out that the mount cannot have passthrough. */
 void opens_no_passthrough(struct opens *o, unsigned mount);
+
+/* Before all else: what an earlier daemon has left, as the kernel has it, in any order. Such an
+ * inode may be mapped until its home is not in use: that the kernel knows it, we may not know.
+ * A handle past the daemon without a pin is not possible. */
+void opens_restore_handle(struct opens *o, unsigned mount, uint64_t ino, enum open_kind kind);
+void opens_restore_pin(struct opens *o, unsigned mount, uint64_t ino, const struct opens_pin *pin);
+/* Returns how many are LEFT. */
+unsigned opens_restored(struct opens *o);
 
 /* A handle for reading: OPEN_PASSTHROUGH with *id, or OPEN_READER. */
 enum open_kind opens_read(struct opens *o, unsigned mount, uint64_t ino, int *id);
@@ -95,6 +118,7 @@ unsigned opens_tidy(struct opens *o);
 struct opens_counts {
     unsigned readers, passthrough; /* of that mount */
     unsigned writers;              /* of all mounts */
+    int id;                        /* with passthrough: of its backing file */
 };
 /* As it is just now. */
 struct opens_counts opens_look(struct opens *o, unsigned mount, uint64_t ino);

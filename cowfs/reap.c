@@ -98,14 +98,13 @@ static void reap(struct reaper *r, uint64_t ino)
         inode_unclaim(inode);
 }
 
-/* The numbers of up to SCAN_BATCH orphan records from *from on. */
-static GArray *scan_orphans(struct reaper *r, uint64_t *from)
+GArray *orphans_next(struct fs *fs, uint64_t *from)
 {
     GArray *inos = g_array_new(FALSE, FALSE, sizeof(uint64_t));
     uint8_t lower[KEY_MAX], upper[KEY_MAX];
     size_t lower_len = key_u64(lower, KEY_ORPHAN, *from);
     upper[0] = KEY_ORPHAN + 1;
-    struct metadb_iter *it = metadb_iter_new(r->fs->db, lower, lower_len, upper, 1);
+    struct metadb_iter *it = metadb_iter_new(fs->db, lower, lower_len, upper, 1);
     for (; metadb_iter_valid(it) && inos->len < SCAN_BATCH; metadb_iter_next(it)) {
         size_t len;
         const uint8_t *key = metadb_iter_key(it, &len);
@@ -132,7 +131,7 @@ static void scan_and_reap(struct reaper *r)
 {
     uint64_t from = 0;
     for (;;) {
-        GArray *inos = scan_orphans(r, &from);
+        GArray *inos = orphans_next(r->fs, &from);
         bool end = inos->len == 0;
         reap_all(r, inos);
         g_array_free(inos, TRUE);

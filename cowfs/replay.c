@@ -158,7 +158,8 @@ static int again_remove(struct fs *fs, uint64_t ino)
     struct inode *inode;
     bool more = true;
     /* That it was removed proves that no kernel knows it: it is not to be kept for one. */
-    inode_forget(fs->inodes, ino, 0, 0);
+    for (unsigned mount = 0; mount < INODE_MOUNTS; mount++)
+        inode_forget(fs->inodes, ino, mount, 0);
     int error = inode_claim_orphan(fs->inodes, ino, &inode);
     if (error)
         return error == -ENOENT ? 0 : error;

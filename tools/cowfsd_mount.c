@@ -208,7 +208,7 @@ static void add_word(GPtrArray *words, const char *word)
     g_ptr_array_add(words, g_strdup(word));
 }
 
-/* "cowfs serve [-b] [-c] [-s] -o OPTIONS... STORE MOUNTPOINT": see cmd_serve. */
+/* "cowfs serve [-b] [-c] [-s] -o OPTIONS... STORE MOUNTPOINT [VIEW]": see cmd_serve. */
 static GPtrArray *daemon_words(const struct daemon *d, const struct mount_options *o,
                                const struct paths *paths)
 {
@@ -226,6 +226,8 @@ static GPtrArray *daemon_words(const struct daemon *d, const struct mount_option
     add_word(words, "--");
     add_word(words, paths->store);
     add_word(words, paths->mountpoint);
+    if (paths->view)
+        add_word(words, paths->view);
     g_ptr_array_add(words, NULL);
     return words;
 }
@@ -237,6 +239,7 @@ static int run_process(struct daemon *d, const struct mount_options *o, const st
     GPtrArray *words = daemon_words(d, o, paths);
     struct supervise_config config = {
         .point = {.path = paths->mountpoint, .fuse_options = o->fuse->str},
+        .view = {.path = paths->view, .fuse_options = o->view_fuse->str},
         .store_path = paths->store,
         .daemon_argv = (char **)words->pdata,
         .tell = on_verdict,
@@ -449,9 +452,9 @@ int cmd_serve(int argc, char **argv)
     bool sloppy = false;
     int option, status = -1;
 
-    /* The last one is the lock, which the first daemon has not. */
     for (int fd = HANDOVER_FUSE_FD; fd < HANDOVER_FD_END; fd++)
-        d.resumed = fcntl(fd, F_SETFD, FD_CLOEXEC) == 0;
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+    d.resumed = fcntl(HANDOVER_LOCK_FD, F_GETFD) >= 0; /* the first daemon takes the lock itself */
     mount_options_init(&o);
     while (status < 0 && (option = getopt(argc, argv, "bcso:")) != -1) {
         if (option == 'b')
@@ -463,11 +466,14 @@ int cmd_serve(int argc, char **argv)
         else if (option != 'o' || mount_options_parse(&o, optarg, sloppy, &err) != 0)
             status = EXIT_MISUSED;
     }
-    if (status < 0 && (argc - optind != 2 || mount_options_settle(&o, &err) != 0))
+    if (status < 0 &&
+        (argc - optind < 2 || argc - optind > 3 || (argc - optind == 3) != (o.view_path != NULL) ||
+         mount_options_settle(&o, &err) != 0))
         status = EXIT_MISUSED;
     d.handover = status < 0 ? handover_map(HANDOVER_STATE_FD) : NULL;
     if (d.handover) {
-        struct paths paths = {.store = argv[optind], .mountpoint = argv[optind + 1]};
+        struct paths paths = {
+            .store = argv[optind], .mountpoint = argv[optind + 1], .view = argv[optind + 2]};
         mount_options_finish(&o, paths.store);
         log_to_stderr(o.log_level);
         if (d.background && d.resumed && !d.check_only)

@@ -45,7 +45,7 @@ const char mount_options_help[] =
     "  supervise          the mount survives its daemon: when that dies, or is upgraded, a new "
     "one\n"
     "                     goes on, and who uses files waits meanwhile. Needs Linux 6.9. Not with\n"
-    "                     io_uring, passthrough, view\n"
+    "                     io_uring\n"
     "  nosupervise        the mount ends with its daemon (default)\n"
     "  threads=N          serve at most so many requests at once (default 16)\n"
     "  read_ahead=SIZE    read-ahead of the kernel (default 512K; 0: the kernel's own)\n"
@@ -465,18 +465,12 @@ int mount_options_settle(struct mount_options *o, struct errmsg *err)
         return errmsg_set(err, -EINVAL,
                           "options view and ro: a view is for what another mount writes; ro and"
                           " passthrough go together on one mount");
-    const char *excludes = o->io_uring_depth ? "io_uring"
-                           : o->passthrough  ? "passthrough"
-                           : o->view_path    ? "view"
-                                             : NULL;
-    if (o->supervise && excludes)
-        return errmsg_set(err, -EINVAL, "options supervise and %s: %s", excludes,
-                          o->io_uring_depth
-                              ? "the kernel does not send again what is under way over io_uring"
-                                " when the daemon dies, so those who wait for it would hang"
-                              : "only the daemon knows which files are read past it, so such a"
-                                " mount does not survive it");
-    o->supervise |= SUPERVISE_DEFAULT && !o->nosupervise && !excludes;
+    if (o->supervise && o->io_uring_depth)
+        return errmsg_set(err, -EINVAL,
+                          "options supervise and io_uring: the kernel does not send again what is"
+                          " under way over io_uring when the daemon dies, so those who wait for it"
+                          " would hang");
+    o->supervise |= SUPERVISE_DEFAULT && !o->nosupervise && !o->io_uring_depth;
     o->passthrough |= PASSTHROUGH_DEFAULT && !o->writeback;
     o->writeback = !o->passthrough && !o->nowriteback;
     return 0;

@@ -13,7 +13,9 @@
  * that it never waits for the daemon, as whoever touches the mount would.
  */
 #include "tools/cowfsd_super.h"
+#include "cowfs/book.h"
 #include "cowfs/fuse_flush.h"
+#include "cowfs/fuse_guard.h"
 #include "cowfs/fuse_resume.h"
 #include "cowfs/handover.h"
 #include "cowfs/journal.h"
@@ -50,19 +52,28 @@ enum {
 };
 static const int delays_ms[FAILURES_MAX] = {0, 50, 200, 1000, 3000};
 
+/* One mount. */
+struct premount {
+    const struct fuse_mount_point *point;
+    struct fuse_session *session; /* libfuse's, for unmounting; NULL: it is not mounted */
+    int fuse_fd, flush_fd;        /* -1: as long as there is none */
+    pid_t flusher;                /* 0: there is none */
+};
+
 struct supervisor {
     const struct supervise_config *config;
     struct handover *state;
-    struct fuse_session *session; /* libfuse's, for unmounting */
-    int fuse_fd, state_fd, journal_fd, flush_fd, signal_fd;
-    int lock_fd;    /* -1 in FIRST */
-    int control_fd; /* to the daemon; -1 between two */
-    char *program;  /* where cowfsd is installed */
-    int saved_fd;   /* the program that served last, and well: what is installed may be broken */
-    int tried_fd;   /* the installed one, which starts, or serves; -1: the saved one does */
+    struct premount main, view;
+    int state_fd, journal_fd, book_fd, signal_fd;
+    int lock_fd;      /* -1 in FIRST */
+    int guard_fds[2]; /* a pipe; guard_fds[1] is this process's and the daemons' alone */
+    pid_t guard;      /* 0 in FIRST */
+    int control_fd;   /* to the daemon; -1 between two */
+    char *program;    /* where cowfsd is installed */
+    int saved_fd;     /* the program that served last, and well: what is installed may be broken */
+    int tried_fd;     /* the installed one, which starts, or serves; -1: the saved one does */
     struct stat broken; /* the installed one that failed where the saved one did not; st_ino 0 */
     pid_t daemon;       /* 0: there is none just now */
-    pid_t flusher;
     int64_t started_us;
     struct hurry hurry; /* the daemon's */
     bool served;        /* a daemon has been ready: not FIRST any more */
@@ -103,12 +114,16 @@ __attribute__((noreturn)) static void become_daemon(const struct supervisor *s, 
     sigset_t none;
     for (int i = 0; i < HANDOVER_FD_END; i++)
         from[i] = -1;
-    from[HANDOVER_FUSE_FD] = fcntl(s->fuse_fd, F_DUPFD, high);
+    from[HANDOVER_FUSE_FD] = fcntl(s->main.fuse_fd, F_DUPFD, high);
     from[HANDOVER_STATE_FD] = fcntl(s->state_fd, F_DUPFD, high);
     from[HANDOVER_JOURNAL_FD] = fcntl(s->journal_fd, F_DUPFD, high);
     from[HANDOVER_CONTROL_FD] = fcntl(control_fd, F_DUPFD, high);
-    from[HANDOVER_FLUSH_FD] = fcntl(s->flush_fd, F_DUPFD, high);
+    from[HANDOVER_FLUSH_FD] = fcntl(s->main.flush_fd, F_DUPFD, high);
     from[HANDOVER_LOCK_FD] = s->lock_fd < 0 ? -1 : fcntl(s->lock_fd, F_DUPFD, high);
+    from[HANDOVER_BOOK_FD] = fcntl(s->book_fd, F_DUPFD, high);
+    from[HANDOVER_VIEW_FUSE_FD] = fcntl(s->view.fuse_fd, F_DUPFD, high);
+    from[HANDOVER_GUARD_FD] = fcntl(s->guard_fds[1], F_DUPFD, high);
+    from[HANDOVER_VIEW_FLUSH_FD] = fcntl(s->view.flush_fd, F_DUPFD, high);
     int saved_fd = fcntl(s->saved_fd, F_DUPFD, high);
     /* A Ctrl-C is for the supervisor, which passes it on once. */
     setpgid(0, 0);
@@ -207,6 +222,11 @@ static void on_ready(struct supervisor *s, int fd)
         return;
     }
     s->served = true;
+    /* If this process and the daemon are killed, the flusher may be waiting in the kernel for pages
+     * that nobody writes any more; and it has /dev/fuse. */
+    s->guard =
+        guard_start_for((uint64_t[]){s->state->main.dev, s->state->view.dev}, 2, s->guard_fds[0]);
+    replace_fd(&s->guard_fds[0], -1);
     if (fd >= 0)
         replace_fd(&s->lock_fd, fcntl(fd, F_DUPFD_CLOEXEC, 0));
     s->config->tell(s->config->arg, NULL);
@@ -247,15 +267,21 @@ static void read_control(struct supervisor *s)
 
 /* ---- its end ---- */
 
+/* Ends all requests. What is mounted over us by somebody else is not asked to end. */
+static void cut_off(const struct premount *p)
+{
+    struct pollfd device = {.fd = p->fuse_fd};
+    if (p->session && poll(&device, 1, 0) == 0 &&
+        umount2(p->point->path, MNT_FORCE | MNT_DETACH | UMOUNT_NOFOLLOW) != 0)
+        g_debug("umount: %s", g_strerror(errno));
+}
+
 static void give_up(struct supervisor *s, const char *why)
 {
     g_critical("%s: %s; given up: who uses the mount gets errors from now on",
                s->config->point.path, why);
-    /* Ends all requests. What is mounted over us by somebody else is not asked to end. */
-    struct pollfd device = {.fd = s->fuse_fd};
-    if (poll(&device, 1, 0) == 0 &&
-        umount2(s->config->point.path, MNT_FORCE | MNT_DETACH | UMOUNT_NOFOLLOW) != 0)
-        g_debug("umount: %s", g_strerror(errno));
+    cut_off(&s->view);
+    cut_off(&s->main);
     end_with(s, EXIT_FAILED);
 }
 
@@ -322,8 +348,12 @@ static void on_child(struct supervisor *s)
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
         if (pid == s->daemon)
             on_death(s, status);
-        else if (pid == s->flusher)
-            s->flusher = 0; /* daemons notice, and do without */
+        else if (pid == s->main.flusher) /* daemons notice, and do without */
+            s->main.flusher = 0;
+        else if (pid == s->view.flusher)
+            s->view.flusher = 0;
+        else if (pid == s->guard)
+            s->guard = 0;
     }
 }
 
@@ -421,6 +451,9 @@ static int make_handover(struct supervisor *s)
     s->saved_fd = open("/proc/self/exe", O_PATH | O_CLOEXEC);
     s->state_fd = handover_memory_new();
     s->journal_fd = journal_memory_new();
+    s->book_fd = book_memory_new();
+    if (pipe2(s->guard_fds, O_CLOEXEC) != 0)
+        return -errno;
     s->signal_fd = signals_to_fd();
     if (!s->program || s->saved_fd < 0 || s->signal_fd < 0)
         return -errno;
@@ -428,60 +461,99 @@ static int make_handover(struct supervisor *s)
         return s->state_fd;
     if (s->journal_fd < 0)
         return s->journal_fd;
+    if (s->book_fd < 0)
+        return s->book_fd;
     s->state = handover_map(s->state_fd);
     return s->state ? 0 : -errno;
+}
+
+/* Mounts, with its flusher. */
+static int premount(struct premount *p, const struct fuse_mount_point *point,
+                    struct handover_link *link, struct errmsg *err)
+{
+    p->point = point;
+    int error = fuse_premount(point, link, &p->session, &p->fuse_fd, err);
+    if (error) {
+        p->session = NULL;
+        return error;
+    }
+    p->flusher = flusher_start(p->fuse_fd, &p->flush_fd);
+    if (p->flusher >= 0)
+        return 0;
+    p->flusher = 0;
+    return errmsg_set(err, -EAGAIN, "a process cannot be started");
+}
+
+/* The flusher before the unmounting, which waits for no one then. */
+static void premount_end(struct premount *p)
+{
+    if (p->flusher > 0)
+        kill(p->flusher, SIGKILL);
+    if (p->session)
+        fuse_premount_end(p->session);
+    replace_fd(&p->flush_fd, -1);
+}
+
+static void guard_end(struct supervisor *s)
+{
+    if (s->guard <= 0)
+        return;
+    kill(s->guard, SIGKILL);
+    while (waitpid(s->guard, NULL, 0) < 0 && errno == EINTR)
+        ;
+}
+
+static int mount_all(struct supervisor *s, struct errmsg *err)
+{
+    const struct supervise_config *config = s->config;
+    int error = make_handover(s);
+    if (error)
+        return errmsg_set(err, error, "%s: %s", config->point.path, g_strerror(-error));
+    error = premount(&s->main, &config->point, &s->state->main, err);
+    if (!error && config->view.path)
+        error = premount(&s->view, &config->view, &s->state->view, err);
+    return error;
 }
 
 static int mount_and_run(struct supervisor *s)
 {
     const struct supervise_config *config = s->config;
     struct errmsg err = {0};
-    int error = make_handover(s);
-    if (error) {
-        errmsg_set(&err, error, "%s: %s", config->point.path, g_strerror(-error));
-    } else {
-        error = fuse_premount(&config->point, s->state, &s->session, &s->fuse_fd, &err);
-        if (error == -ENOTSUP)
-            return -1;
-    }
-    if (error) {
-        config->tell(config->arg, err.text);
-        return EXIT_FAILED;
-    }
-    s->flusher = flusher_start(s->fuse_fd, &s->flush_fd);
-    if (s->flusher < 0) {
-        config->tell(config->arg, "a process cannot be started");
-        end_with(s, EXIT_FAILED);
-    } else {
+    int error = mount_all(s, &err);
+    if (!error) {
         protect_process();
         run(s);
+    } else if (error != -ENOTSUP) {
+        config->tell(config->arg, err.text);
+        end_with(s, EXIT_FAILED);
     }
-    /* Before the unmounting, which waits for no one then. */
-    if (s->flusher > 0)
-        kill(s->flusher, SIGKILL);
-    fuse_premount_end(s->session);
+    guard_end(s);
+    premount_end(&s->view);
+    premount_end(&s->main);
     if (s->verdict)
         config->tell(config->arg, s->verdict);
-    return s->status;
+    return error == -ENOTSUP ? -1 : s->status;
 }
 
 int supervise(const struct supervise_config *config)
 {
     struct supervisor s = {
         .config = config,
-        .fuse_fd = -1,
+        .main = {.fuse_fd = -1, .flush_fd = -1},
+        .view = {.fuse_fd = -1, .flush_fd = -1},
         .state_fd = -1,
         .journal_fd = -1,
-        .flush_fd = -1,
+        .book_fd = -1,
         .signal_fd = -1,
         .lock_fd = -1,
+        .guard_fds = {-1, -1},
         .control_fd = -1,
         .saved_fd = -1,
         .tried_fd = -1,
     };
     int status = mount_and_run(&s);
-    int *fds[] = {&s.state_fd, &s.journal_fd, &s.flush_fd, &s.signal_fd,
-                  &s.lock_fd,  &s.control_fd, &s.saved_fd, &s.tried_fd};
+    int *fds[] = {&s.state_fd,   &s.journal_fd, &s.book_fd,  &s.signal_fd,    &s.lock_fd,
+                  &s.control_fd, &s.saved_fd,   &s.tried_fd, &s.guard_fds[0], &s.guard_fds[1]};
     for (size_t i = 0; i < G_N_ELEMENTS(fds); i++)
         replace_fd(fds[i], -1);
     if (s.state)

@@ -9,7 +9,7 @@
 #include "cowfs/fuse_session.h"
 
 struct supervise_config {
-    struct fuse_mount_point point;
+    struct fuse_mount_point point, view; /* view.path NULL: there is none */
     const char *store_path;
     char **daemon_argv; /* NULL-terminated: how cowfsd is started to serve */
     /* Called once: the mount can be used (NULL), or why it will not be. */

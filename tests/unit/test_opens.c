@@ -13,31 +13,49 @@ static struct world {
     bool flat[INODES];
     bool mapped;  /* the home is in use by somebody else */
     bool unknown; /* the kernels have forgotten all */
-    int keep_error;
-    int pins, keepers;
+    int keep_error, open_error;
+    int pins, keepers, handles;
     unsigned decided;
     useconds_t pin_takes_us;
 } world;
 
-static int pin(void *arg, unsigned mount, uint64_t ino, uint32_t *home, int *id)
+static int pin(void *arg, unsigned mount, uint64_t ino, struct opens_pin *out)
 {
     struct world *w = arg;
+    (void)mount;
     __atomic_add_fetch(&w->decided, 1, __ATOMIC_RELAXED);
     usleep(w->pin_takes_us);
     if (!w->flat[ino])
         return -EINVAL;
     __atomic_add_fetch(&w->pins, 1, __ATOMIC_RELAXED);
-    *home = HOME;
-    *id = (int)mount * 100 + 5;
+    *out = (struct opens_pin){.home = HOME, .row = 3};
     return 0;
 }
 
-static void unpin(void *arg, unsigned mount, uint32_t home)
+static void unpin(void *arg, unsigned mount, const struct opens_pin *p)
+{
+    struct world *w = arg;
+    (void)mount;
+    ck_assert_uint_eq(p->home, HOME);
+    ck_assert_int_ge(__atomic_sub_fetch(&w->pins, 1, __ATOMIC_RELAXED), 0);
+}
+
+static int open_past(void *arg, unsigned mount, uint32_t home)
+{
+    struct world *w = arg;
+    ck_assert_uint_eq(home, HOME);
+    if (w->open_error)
+        return w->open_error;
+    __atomic_add_fetch(&w->handles, 1, __ATOMIC_RELAXED);
+    return (int)mount * 100 + 5;
+}
+
+static void close_past(void *arg, unsigned mount, uint32_t home)
 {
     struct world *w = arg;
     (void)mount;
     ck_assert_uint_eq(home, HOME);
-    ck_assert_int_ge(__atomic_sub_fetch(&w->pins, 1, __ATOMIC_RELAXED), 0);
+    ck_assert_int_ge(__atomic_sub_fetch(&w->handles, 1, __ATOMIC_RELAXED), 0);
 }
 
 static bool in_use(void *arg, uint32_t home)
@@ -47,12 +65,12 @@ static bool in_use(void *arg, uint32_t home)
     return w->mapped;
 }
 
-static int keep(void *arg, unsigned mount, uint64_t ino, uint32_t home)
+static int keep(void *arg, unsigned mount, uint64_t ino, const struct opens_pin *p)
 {
     struct world *w = arg;
     (void)mount;
     (void)ino;
-    ck_assert_uint_eq(home, HOME);
+    ck_assert_uint_eq(p->home, HOME);
     if (w->keep_error)
         return w->keep_error;
     w->keepers++; /* and the pin is theirs */
@@ -71,7 +89,8 @@ static struct opens *begin(unsigned passthrough)
 {
     world = (struct world){0};
     world.flat[1] = world.flat[2] = true;
-    struct opens_backing backing = {&world, pin, unpin, in_use, keep, is_known};
+    struct opens_backing backing = {&world,     pin,    unpin, open_past,
+                                    close_past, in_use, keep,  is_known};
     return opens_new(&backing, passthrough);
 }
 
@@ -336,6 +355,58 @@ START_TEST(threads_never_hold_what_excludes_each_other)
 }
 END_TEST
 
+/* A daemon goes on with what another one has counted. */
+START_TEST(what_an_earlier_daemon_has_left_counts)
+{
+    const struct opens_pin home = {.home = HOME, .row = 9};
+    int id;
+    struct opens *o = begin(1u << MAIN | 1u << VIEW);
+    opens_restore_handle(o, MAIN, 1, OPEN_PASSTHROUGH);
+    opens_restore_handle(o, MAIN, 1, OPEN_PASSTHROUGH);
+    opens_restore_pin(o, MAIN, 1, &home);
+    opens_restore_pin(o, VIEW, 2, &home);
+    opens_restore_handle(o, VIEW, 3, OPEN_READER);
+    opens_restore_handle(o, MAIN, 4, OPEN_WRITER);
+    world.pins = 2;
+    ck_assert_uint_eq(opens_restored(o), 1);
+    ck_assert_int_eq(world.handles, 2);
+    ck_assert_int_eq(opens_write(o, MAIN, 1, 0), -ETXTBSY);
+    ck_assert_int_eq(opens_look(o, MAIN, 1).id, MAIN * 100 + 5);
+    ck_assert_int_eq(opens_read(o, MAIN, 1, &id), OPEN_PASSTHROUGH);
+    opens_close(o, MAIN, 1, OPEN_PASSTHROUGH);
+    /* That nobody knows it here proves nothing: it may be mapped. */
+    world.unknown = world.mapped = true;
+    ck_assert_uint_eq(opens_tidy(o), 1);
+    ck_assert_int_eq(opens_write(o, MAIN, 2, 0), 0);
+    ck_assert_int_eq(world.keepers, 1);
+    opens_close(o, MAIN, 2, OPEN_WRITER);
+    ck_assert(!opens_close(o, MAIN, 1, OPEN_PASSTHROUGH));
+    ck_assert(opens_close(o, MAIN, 1, OPEN_PASSTHROUGH));
+    ck_assert_int_eq(world.handles, 0);
+    world.mapped = false;
+    ck_assert_uint_eq(opens_tidy(o), 0);
+    ck_assert_int_eq(world.pins, 1); /* the keeper's */
+    ck_assert_int_eq(opens_read(o, VIEW, 3, &id), OPEN_READER);
+    opens_close(o, VIEW, 3, OPEN_READER);
+    opens_close(o, VIEW, 3, OPEN_READER);
+    opens_close(o, MAIN, 4, OPEN_WRITER);
+    end(o);
+}
+END_TEST
+
+/* What the kernel does not take is read by the daemon, and held by nobody. */
+START_TEST(a_refusal_of_the_kernel_leaves_nothing)
+{
+    int id;
+    struct opens *o = begin(1u << MAIN);
+    world.open_error = -EPERM;
+    ck_assert_int_eq(opens_read(o, MAIN, 1, &id), OPEN_READER);
+    ck_assert_int_eq(world.pins, 0);
+    opens_close(o, MAIN, 1, OPEN_READER);
+    end(o);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("opens");
@@ -345,6 +416,8 @@ int main(void)
     tcase_add_test(tc, what_may_be_mapped_is_kept_for_the_mapping);
     tcase_add_test(tc, a_writer_is_refused_if_nothing_can_be_kept);
     tcase_add_test(tc, what_is_forgotten_is_given_back);
+    tcase_add_test(tc, what_an_earlier_daemon_has_left_counts);
+    tcase_add_test(tc, a_refusal_of_the_kernel_leaves_nothing);
     tcase_add_test(tc, the_end_of_a_mount_is_the_end_of_its_handles);
     tcase_add_test(tc, what_is_not_known_is_ignored);
     tcase_add_test(tc, one_waits_for_a_close_that_is_on_its_way);
