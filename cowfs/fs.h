@@ -82,6 +82,7 @@ struct fs {
     /* Content may be recorded with a domain, and as public (domain.h); never unset. In the
      * KEY_META record. */
     atomic_bool has_domains, has_public;
+    atomic_bool orphaned; /* a file has lost its last name; a view looks at that (fuse_notify.c) */
     pthread_mutex_t index_lock; /* who moves content between domains, or cleans the index */
     pthread_rwlock_t ns_lock;
     /* Durable counters, in the KEY_META record (meta.h). */

@@ -7,6 +7,7 @@
 #include <linux/fuse.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -15,12 +16,20 @@
 
 enum { NAME_BYTES = 256 };
 
+/* Of Linux 6.18, newer than the headers of the distribution. */
+enum { NOTIFY_PRUNE = 9 };
+struct notify_prune_out {
+    uint32_t count, padding;
+    uint64_t spare;
+};
+
 struct order {
     uint64_t id; /* of the answer, too: a daemon that was killed may have left one */
     uint64_t ino;
     int64_t offset, length;
     int64_t result;
     uint64_t child;        /* what `name` in ino stood for; 0: not known */
+    bool prune;            /* ino is what is to be forgotten */
     char name[NAME_BYTES]; /* "": it is about pages */
 };
 
@@ -58,6 +67,24 @@ static int drop_name(int fuse_fd, struct order *order)
     return writev(fuse_fd, pieces, 3) < 0 ? -errno : 0;
 }
 
+int fuse_prune(int fuse_fd, uint64_t ino)
+{
+    struct notify_prune_out body = {.count = 1};
+    struct fuse_out_header header = {
+        .len = sizeof(header) + sizeof(body) + sizeof(ino),
+        .error = NOTIFY_PRUNE,
+    };
+    struct iovec pieces[] = {{&header, sizeof(header)}, {&body, sizeof(body)}, {&ino, sizeof(ino)}};
+    return writev(fuse_fd, pieces, 3) < 0 ? -errno : 0;
+}
+
+static int obey(int fuse_fd, struct order *order)
+{
+    if (order->prune)
+        return fuse_prune(fuse_fd, order->ino);
+    return order->name[0] ? drop_name(fuse_fd, order) : inval(fuse_fd, order);
+}
+
 __attribute__((noreturn)) static void flusher_main(int fuse_fd, int socket_fd)
 {
     struct order order;
@@ -72,7 +99,7 @@ __attribute__((noreturn)) static void flusher_main(int fuse_fd, int socket_fd)
             continue;
         if (got != sizeof(order))
             _exit(0);
-        order.result = order.name[0] ? drop_name(fuse_fd, &order) : inval(fuse_fd, &order);
+        order.result = obey(fuse_fd, &order);
         send(socket_fd, &order, sizeof(order), MSG_NOSIGNAL);
     }
 }
@@ -142,5 +169,11 @@ int flusher_drop_name(int socket_fd, uint64_t dir, uint64_t child, const char *n
 {
     struct order order = {.ino = dir, .child = child};
     memcpy(order.name, name, strnlen(name, NAME_BYTES - 1));
+    return ask(socket_fd, &order);
+}
+
+int flusher_prune(int socket_fd, uint64_t ino)
+{
+    struct order order = {.ino = ino, .prune = true};
     return ask(socket_fd, &order);
 }

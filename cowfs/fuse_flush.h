@@ -26,5 +26,10 @@ pid_t flusher_start(int fuse_fd, int *socket_fd);
  */
 int flusher_inval(int socket_fd, uint64_t ino, int64_t offset, int64_t length);
 int flusher_drop_name(int socket_fd, uint64_t dir, uint64_t child, const char *name);
+/* Has the kernel forget an inode that nobody uses, though it has names for it in its cache. */
+int flusher_prune(int socket_fd, uint64_t ino);
+
+/* The same without a flusher. -EINVAL: the kernel cannot do that (before Linux 6.18). */
+int fuse_prune(int fuse_fd, uint64_t ino);
 
 #endif

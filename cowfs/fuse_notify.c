@@ -13,6 +13,9 @@
  * The same thread asks the kernel, some time after an earlier daemon's death, which of the files
  * without links it still knows: what the dead one was told of forgetting is lost, and how often it
  * had told the kernel of which file, too.
+ *
+ * And that of a view has its kernel forget what was deleted in the other mount: that keeps names
+ * for as long as it likes, and with them the file and its space, until somebody asks for the name.
  */
 #include "cowfs/fuse_flush.h"
 #include "cowfs/fuse_ops.h"
@@ -24,11 +27,13 @@
 #include <string.h>
 
 /* Who has got his answer from the last daemon has run by then, and told the kernel of his file. */
-enum { ASK_AFTER_S = 10, ASK_AGAIN_S = 1 };
+enum { ASK_AFTER_S = 10, ASK_AGAIN_S = 1, VIEW_EVERY_S = 1 };
 
 struct notifier {
     struct mount *mount;
     int64_t ask_us; /* when to ask what is known; 0: not */
+    bool left;      /* of a view: there are deleted files that its kernel knew of */
+    bool no_prune;  /* it cannot be told to forget (before Linux 6.18) */
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -93,6 +98,42 @@ static bool ask_what_is_known(struct mount *m)
     return true;
 }
 
+static int prune(struct mount *m, uint64_t ino)
+{
+    int error = m->handover ? flusher_prune(m->flush_fd, ino) : -EPIPE;
+    return error == -EPIPE ? fuse_prune(fuse_session_fd(m->session), ino) : error;
+}
+
+/* A view's: whose names are left in the kernel's cache alone. Who has a file open is asked again. */
+static void forget_deleted(struct notifier *n)
+{
+    struct mount *m = n->mount;
+    uint64_t from = 0;
+    if (n->no_prune || (!atomic_exchange(&m->fs->orphaned, false) && !n->left))
+        return;
+    n->left = false;
+    for (bool more = true; more && !fuse_session_exited(m->session);) {
+        GArray *inos = orphans_next(m->fs, &from);
+        more = inos->len > 0;
+        for (guint i = 0; i < inos->len && !n->no_prune; i++) {
+            uint64_t ino = g_array_index(inos, uint64_t, i);
+            if (!inode_is_known(m->fs->inodes, ino, m->slot))
+                continue;
+            n->left = true;
+            n->no_prune = prune(m, ino) == -EINVAL;
+        }
+        g_array_free(inos, TRUE);
+    }
+}
+
+/* Under the lock, which it drops. */
+static void look_after_view(struct notifier *n)
+{
+    pthread_mutex_unlock(&n->lock);
+    forget_deleted(n);
+    pthread_mutex_lock(&n->lock);
+}
+
 /* Under the lock, which it drops. */
 static void ask(struct notifier *n)
 {
@@ -104,11 +145,16 @@ static void ask(struct notifier *n)
 
 static void wait_for_work(struct notifier *n)
 {
+    int64_t until_us = n->ask_us;
+    if (n->mount->view && !n->no_prune) {
+        int64_t next_us = g_get_monotonic_time() + VIEW_EVERY_S * G_USEC_PER_SEC;
+        until_us = until_us ? MIN(until_us, next_us) : next_us;
+    }
     struct timespec until = {
-        .tv_sec = n->ask_us / G_USEC_PER_SEC,
-        .tv_nsec = n->ask_us % G_USEC_PER_SEC * 1000,
+        .tv_sec = until_us / G_USEC_PER_SEC,
+        .tv_nsec = until_us % G_USEC_PER_SEC * 1000,
     };
-    if (n->ask_us)
+    if (until_us)
         pthread_cond_timedwait(&n->changed, &n->lock, &until);
     else
         pthread_cond_wait(&n->changed, &n->lock);
@@ -132,6 +178,8 @@ static void *notifier_main(void *arg)
             ask(n);
         } else {
             wait_for_work(n);
+            if (n->mount->view && !n->stop)
+                look_after_view(n);
         }
     }
     pthread_mutex_unlock(&n->lock);

@@ -57,6 +57,7 @@ void inode_mark_orphan(struct inode *inode)
 {
     uint8_t key[KEY_MAX];
     journal_put(inode->fs, key, key_u64(key, KEY_ORPHAN, inode->ino), NULL, 0);
+    atomic_store(&inode->fs->orphaned, true);
 }
 
 void inode_clear_orphan(struct inode *inode)

@@ -242,6 +242,30 @@ test_view_shares() {
     assert_contains "$("$COWFS" stat --json "$MNT/vms/1" | json .not_passthrough)" "writeback cache"
 }
 
+# The view's kernel keeps names that nobody asks for any more; the space is not to wait for that.
+lets_go() {
+    local version
+    version=$(uname -r)
+    [ "$(printf '%s\n6.18\n' "${version%%-*}" | sort -V | head -n 1)" = 6.18 ] ||
+        skip "a kernel before 6.18 cannot be told to forget a file"
+    with_view 8 "${1-}"
+    mkdir "$MNT/dir"
+    cp "$MNT/golden" "$MNT/dir/1"
+    random_file "$WORK/other" 4M
+    cp "$WORK/other" "$MNT/dir/2"
+    cat "$VIEW/golden" "$VIEW/dir/1" "$VIEW/dir/2" >/dev/null
+    exec 9<"$VIEW/dir/2"
+    rm "$MNT/golden"
+    "$COWFS" rm "$MNT/dir"
+    eventually 20 stored_is $((4 << 20))
+    assert_eq "$(b2sum <&9)" "$(sum_of "$WORK/other")"
+    exec 9<&-
+    eventually 20 stored_is 0
+    assert_eq "$(ls "$VIEW")" ""
+}
+test_view_lets_go() { lets_go; }
+test_view_lets_go_supervised() { lets_go supervise; }
+
 # Each can be unmounted; the first takes the view with it.
 test_view_umount() {
     with_view 8
