@@ -128,8 +128,11 @@ void segments_view_end(struct segments_view *view);
 bool segments_view_copy(const void *data, void *to, size_t bytes);
 /* For transfers of at least so much; 0: for none. Before any I/O; without it there are none. */
 void segments_use_views(struct segments *s, size_t min_bytes);
-/* Gives the page tables of views back: if they have not been used for a while, or now. */
+/* Gives the page tables of views back: if they have not been used for a while, or now. Those of
+ * segments that somebody uses just now stay. */
 void segments_drop_views(struct segments *s, bool now);
+/* The same if there are too many. By who has just ended a transfer, without anything of it. */
+void segments_bound_views(struct segments *s);
 
 /* Whole chunks from the medium itself, past the page cache where the file system
  * below can do that. `buffer` is aligned to 4096 bytes. Slower; for scrub. */
@@ -239,6 +242,7 @@ int segments_home_get(struct segments *s, uint32_t id, struct segment_home *out)
 /* Keeps the segment from being broken and deleted, and makes its file exactly
  * size_bytes long. *fd stays the segment's, valid until _unpin. -EINVAL if it is
  * broken or may have bytes in holes, -ENOENT if there is none. Pins are counted. */
+#define HOME_SIZE_KEPT UINT64_MAX /* as size_bytes: it has been made so before */
 int segments_home_pin(struct segments *s, uint32_t id, uint64_t size_bytes, int *fd);
 void segments_home_unpin(struct segments *s, uint32_t id);
 

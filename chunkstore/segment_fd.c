@@ -21,12 +21,22 @@
 
 enum { CLOSING = -(1 << 30) };
 
+bool segment_fd_claim(struct segment *seg)
+{
+    int idle = 0;
+    return atomic_compare_exchange_strong(&seg->users, &idle, CLOSING);
+}
+
+void segment_fd_unclaim(struct segment *seg)
+{
+    atomic_fetch_sub(&seg->users, CLOSING);
+}
+
 /* Under fd_lock. Closes the descriptor if nobody uses it and `force` is set or
  * it may be closed to make room. Does not touch open_list. */
 static bool try_close(struct segment *seg, bool force)
 {
-    int idle = 0;
-    if (!atomic_compare_exchange_strong(&seg->users, &idle, CLOSING))
+    if (!segment_fd_claim(seg))
         return false;
     /* Looked at after the claim: whoever sets these is a user while he does. */
     bool may = force || (!atomic_load(&seg->pinned) && !atomic_load(&seg->unsynced));
@@ -34,7 +44,7 @@ static bool try_close(struct segment *seg, bool force)
         segment_view_free(seg);
         close(atomic_exchange(&seg->fd, -1));
     }
-    atomic_fetch_sub(&seg->users, CLOSING);
+    segment_fd_unclaim(seg);
     return may;
 }
 

@@ -209,7 +209,7 @@ int segments_home_pin(struct segments *s, uint32_t id, uint64_t size_bytes, int 
     int error = segment_fd_get(s, seg);
     if (error >= 0) {
         *fd = error;
-        error = set_file_size(s, *fd, size_bytes);
+        error = size_bytes == HOME_SIZE_KEPT ? 0 : set_file_size(s, *fd, size_bytes);
         segment_fd_put(seg);
     }
     if (error < 0)

@@ -203,7 +203,7 @@ struct segments {
     /* segment_view.c */
     size_t view_min_bytes; /* 0: no views; both are constant after segments_use_views */
     uint64_t view_limit;
-    atomic_uint_fast64_t view_bytes, view_used_s;
+    atomic_uint_fast64_t view_bytes, view_used_s, view_bounded_s;
 
     pthread_mutex_t home_lock; /* breaking against pinning; a leaf lock */
 
@@ -262,6 +262,9 @@ void segment_fd_install(struct segments *s, struct segment *seg, int fd);
 void segment_fd_trim(struct segments *s);
 /* Closes it for good; false if somebody uses it just now. */
 bool segment_fd_close(struct segments *s, struct segment *seg);
+/* Under fd_lock: false if somebody uses it just now, else nobody does until _unclaim. */
+bool segment_fd_claim(struct segment *seg);
+void segment_fd_unclaim(struct segment *seg);
 
 /* ---- segment_io.c ---- */
 

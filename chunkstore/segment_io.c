@@ -116,6 +116,7 @@ static int write_range(struct segments *s, chunk_t first, uint64_t skip_bytes, c
     /* After an error, too: some of it may have been written. */
     segment_mark_unsynced(s, r.seg);
     range_put(&r);
+    segments_bound_views(s);
     return error;
 }
 
@@ -239,8 +240,8 @@ int segments_sync(struct segments *s)
         int error = sync_segment(s, seg);
         if (error) {
             g_warning("cannot sync segment %08x in '%s': %s", seg->id, s->path, g_strerror(-error));
-            if (!first_error)
-                first_error = error;
+            first_error = error;
+            break; /* nothing will be committed after this; it has to be known at once */
         }
     }
     g_ptr_array_unref(list);

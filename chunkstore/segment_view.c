@@ -14,8 +14,8 @@
  * Nothing is mapped for good. A mapping lives as long as its descriptor (segment_fd.c), in
  * units of 1 GiB, and of all units together at most `view_limit` bytes have page table
  * entries: they are counted by grains of 64 KiB when they are made, and all dropped when there
- * are too many, or nobody has used one for a while. Dropping needs no care: who is just
- * copying faults them in again.
+ * are too many, or nobody has used one for a while; while there are too many, and somebody uses
+ * them all the time, no more are made.
  *
  * If somebody cuts a segment's file while we copy, a touch of what is missing is a SIGBUS, which
  * ends the copy and not the process.
@@ -196,6 +196,8 @@ static bool make_present(struct segments *s, struct view_unit *unit, uint64_t at
               1;
     if (all)
         return true;
+    if (atomic_load_explicit(&s->view_bytes, memory_order_relaxed) > s->view_limit)
+        return false; /* until there is nobody who uses what is mapped (drop_entries) */
     uint64_t page = at & ~(uint64_t)(getpagesize() - 1);
     if (madvise(unit->base + page, (size_t)(at + bytes - page), MADV_POPULATE_READ) != 0)
         return false;
@@ -208,8 +210,7 @@ static bool make_present(struct segments *s, struct view_unit *unit, uint64_t at
         else if (!whole)
             made += 1 << GRAIN_SHIFT; /* perhaps counted before: then it is dropped earlier */
     }
-    if (atomic_fetch_add(&s->view_bytes, made) + made > s->view_limit)
-        segments_drop_views(s, true);
+    atomic_fetch_add(&s->view_bytes, made);
     return true;
 }
 
@@ -280,17 +281,30 @@ void segment_view_free(struct segment *seg)
     g_free(view);
 }
 
-static void drop_entries(struct segment *seg)
+/* Returns how many bytes are left: all, while somebody uses the segment. Were he killed with
+ * something missing that the kernel copies just then, who asked him would get an error. */
+static uint64_t drop_entries(struct segment *seg)
 {
     struct segment_view *view = atomic_load(&seg->view);
+    uint64_t left = 0;
+    bool claimed = view && segment_fd_claim(seg);
     for (unsigned i = 0; view && i < UNITS_MAX; i++) {
         struct view_unit *unit = atomic_load(&view->unit[i]);
         if (!unit)
             continue;
-        for (unsigned w = 0; w < GRAINS / WORD_BITS; w++)
-            atomic_store(&unit->present[w], 0);
-        madvise(unit->base, (size_t)1 << UNIT_SHIFT, MADV_DONTNEED);
+        for (unsigned w = 0; w < GRAINS / WORD_BITS; w++) {
+            if (claimed)
+                atomic_store(&unit->present[w], 0);
+            else
+                left += (uint64_t)__builtin_popcountll(atomic_load(&unit->present[w]))
+                        << GRAIN_SHIFT;
+        }
+        if (claimed)
+            madvise(unit->base, (size_t)1 << UNIT_SHIFT, MADV_DONTNEED);
     }
+    if (claimed)
+        segment_fd_unclaim(seg);
+    return left;
 }
 
 void segments_drop_views(struct segments *s, bool now)
@@ -302,8 +316,18 @@ void segments_drop_views(struct segments *s, bool now)
      * be dropping them. */
     if (pthread_mutex_trylock(&s->fd_lock) != 0)
         return;
-    atomic_store(&s->view_bytes, 0);
+    uint64_t left = 0;
     for (unsigned i = 0; i < s->open_list->len; i++)
-        drop_entries(g_ptr_array_index(s->open_list, i));
+        left += drop_entries(g_ptr_array_index(s->open_list, i));
+    atomic_store(&s->view_bytes, left);
     pthread_mutex_unlock(&s->fd_lock);
+}
+
+void segments_bound_views(struct segments *s)
+{
+    if (atomic_load_explicit(&s->view_bytes, memory_order_relaxed) <= s->view_limit)
+        return;
+    uint64_t now = now_s(), last = atomic_load(&s->view_bounded_s);
+    if (now != last && atomic_compare_exchange_strong(&s->view_bounded_s, &last, now))
+        segments_drop_views(s, true);
 }

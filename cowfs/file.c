@@ -110,6 +110,7 @@ ssize_t file_read_send(struct inode *inode, void *buffer, size_t bytes, uint64_t
     end_views(&p);
     segments_read_exit(fs->segments, section);
     pthread_rwlock_unlock(&inode->map_lock);
+    segments_bound_views(fs->segments);
     if (n == -EIO)
         damage_tell(inode, offset_bytes, bytes);
     return n;

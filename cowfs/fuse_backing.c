@@ -368,19 +368,11 @@ struct adoption {
     struct opens *opens;
 };
 
-static uint64_t size_of(struct inode *inode)
-{
-    pthread_rwlock_rdlock(&inode->map_lock);
-    uint64_t size_bytes = inode->attr.size_bytes;
-    pthread_rwlock_unlock(&inode->map_lock);
-    return size_bytes;
-}
-
-/* It was flat, and nobody has written it since. The home may be lost all the same: it had no chunks,
+/* It was flat when it was pinned, and its home has had its size since then. The home may be lost all the same: it had no chunks,
  * and so was deleted when nobody held it, between two daemons. Then it stays as it is, too. */
 static void adopt_home(struct backings *b, struct inode *inode, uint32_t home)
 {
-    int fd, error = inode ? segments_home_pin(b->fs->segments, home, size_of(inode), &fd) : -ENOENT;
+    int fd, error = inode ? segments_home_pin(b->fs->segments, home, HOME_SIZE_KEPT, &fd) : -ENOENT;
     if (error)
         g_message("segment %u was read past the daemon, and is gone: %s", home, g_strerror(-error));
     add_pin(b, home, error ? -1 : fd);

@@ -27,7 +27,7 @@
 #include <string.h>
 
 /* Who has got his answer from the last daemon has run by then, and told the kernel of his file. */
-enum { ASK_AFTER_S = 10, ASK_AGAIN_S = 1, VIEW_EVERY_S = 1 };
+enum { ASK_AFTER_S = 10, ASK_AGAIN_S = 1, ASK_ANEW_S = 30, VIEW_EVERY_S = 1 };
 
 struct notifier {
     struct mount *mount;
@@ -89,8 +89,8 @@ static bool ask_what_is_known(struct mount *m)
         more = inos->len > 0;
         for (guint i = 0; i < inos->len; i++) {
             uint64_t ino = g_array_index(inos, uint64_t, i);
-            /* Attributes alone: for those it waits for nobody. */
-            if (fuse_lowlevel_notify_inval_inode(m->session, ino, -1, 0) == -ENOENT)
+            /* Not by ourselves: the kernel may be about to drop it, and wait for us with that. */
+            if (flusher_inval(m->flush_fd, ino, -1, 0) == -ENOENT)
                 mount_forget(m, ino, 0);
         }
         g_array_free(inos, TRUE);
@@ -140,7 +140,8 @@ static void ask(struct notifier *n)
     pthread_mutex_unlock(&n->lock);
     bool done = ask_what_is_known(n->mount);
     pthread_mutex_lock(&n->lock);
-    n->ask_us = done ? 0 : g_get_monotonic_time() + ASK_AGAIN_S * G_USEC_PER_SEC;
+    /* What is deleted later is not forgotten by a kernel that has never heard of it. */
+    n->ask_us = g_get_monotonic_time() + (done ? ASK_ANEW_S : ASK_AGAIN_S) * G_USEC_PER_SEC;
 }
 
 static void wait_for_work(struct notifier *n)

@@ -145,6 +145,15 @@ static void adopt_opens(struct session *s, bool view)
         opener_tidy_soon(service->opener);
 }
 
+/* A daemon that cannot go on with what an earlier one has left: perhaps another program can. To
+ * close in order would give up what is open. fs_open has made durable what the journal had. */
+__attribute__((noreturn)) static void leave_to_next(const struct errmsg *err)
+{
+    handover_send(HANDOVER_CONTROL_FD, HANDOVER_FAILED, err->text, -1);
+    fflush(NULL);
+    _exit(EXIT_FAILURE);
+}
+
 static int serve_mounts(struct session *s, struct errmsg *err)
 {
     const struct fuse_mount_config *config = s->config;
@@ -162,6 +171,8 @@ static int serve_mounts(struct session *s, struct errmsg *err)
         error = mounted_serve(&s->view, config, err);
     if (!error)
         serve(s);
+    else if (config->resumed)
+        leave_to_next(err);
     if (s->view.mount.session)
         end_of_view(s);
     int broken = mounted_detach(&s->main);
@@ -309,6 +320,8 @@ static int run(struct session *s, struct errmsg *err)
     error = service_start(s, fs, err);
     if (!error)
         error = serve_mounts(s, err);
+    else if (config->resumed)
+        leave_to_next(err);
     early_stop(s->service.early);
     s->service.early = NULL;
     guard_stop(s->guard);

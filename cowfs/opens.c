@@ -165,7 +165,8 @@ unsigned opens_restored(struct opens *o)
         struct entry *e = value;
         for (unsigned i = 0; i < INODE_MOUNTS; i++) {
             struct here *h = &e->mounts[i];
-            g_assert(h->pinned || !h->passthrough);
+            if (!h->pinned) /* of a mount that ended while the book was written */
+                h->passthrough = 0;
             o->left += h->pinned && !h->passthrough;
             for (unsigned n = 0; n < h->passthrough; n++)
                 h->id = o->backing.open(o->backing.arg, i, h->pin.home);
@@ -333,18 +334,19 @@ bool opens_close(struct opens *o, unsigned mount, uint64_t ino, enum open_kind k
 
 void opens_forgotten(struct opens *o, unsigned mount, uint64_t ino)
 {
-    struct here pin = {0};
     pthread_mutex_lock(&o->lock);
     struct entry *e = find(o, ino);
     /* It may have been looked up again, and opened, since: a handle needs a look-up. */
     if (e && !e->deciding && e->mounts[mount].pinned && !e->mounts[mount].passthrough &&
         !o->backing.is_known(o->backing.arg, mount, ino)) {
-        pin = take_pin(o, &e->mounts[mount]);
+        /* Who looks it up again, and opens or writes it, waits until the book has no pin either. */
+        begin_deciding(o, e);
+        o->backing.unpin(o->backing.arg, mount, &e->mounts[mount].pin);
+        end_deciding(o, e);
+        take_pin(o, &e->mounts[mount]);
         drop_if_empty(o, e);
     }
     pthread_mutex_unlock(&o->lock);
-    if (pin.pinned)
-        o->backing.unpin(o->backing.arg, mount, &pin.pin);
 }
 
 void opens_end_mount(struct opens *o, unsigned mount)

@@ -173,6 +173,7 @@ static void judge_program(struct supervisor *s, bool failed, bool proven)
         s->broken = tried;
         g_critical("%s: what is installed as %s fails: the program that served before goes on",
                    s->config->point.path, s->program);
+        return;
     }
     if (s->tried_fd >= 0 && proven) {
         replace_fd(&s->saved_fd, s->tried_fd);
@@ -338,7 +339,7 @@ static void on_death(struct supervisor *s, int status)
     describe(status, how, sizeof(how));
     g_critical("%s: the daemon, process %d, %s%s%s", s->config->point.path, (int)pid, how,
                s->reason ? ": " : "", s->reason ? s->reason : "");
-    judge_program(s, !s->ready || (short_life && !killed), !short_life);
+    judge_program(s, !s->ready || (short_life && !killed), s->ready && !short_life);
 }
 
 static void on_child(struct supervisor *s)
