@@ -100,10 +100,11 @@ static void ask(struct mount *m, uint32_t opcode, uint64_t ino, uint32_t uid, co
                 size_t bytes)
 {
     static uint64_t unique;
+    unique += 2;
     struct fuse_in_header header = {
         .len = (uint32_t)(sizeof(header) + bytes),
         .opcode = opcode,
-        .unique = unique += 2,
+        .unique = unique,
         .nodeid = ino,
         .uid = uid,
         .gid = uid,
