@@ -114,6 +114,34 @@ test_killed() {
     down_with_guests
 }
 
+# Keeper and command come from one process: what they draw must differ all the same.
+test_identities() {
+    local name i
+    up_with_guest
+    expect 0 "$COWVM" fork --keep-card golden other
+    expect 0 "$COWVM" standby golden other
+    for i in 1 2; do
+        for name in golden other; do
+            eventually 60 waits "$name"
+            expect 0 "$COWVM" fork --keep-card "$name" "$name-$i"
+        done
+    done
+    for name in uuid mac generation; do
+        assert_eq "$(jq -r ".$name" "$MNT"/*/vm.json | sort -u | wc -l)" 6 "different ${name}s"
+    done
+    # Those that a keeper has started and that have ended are waited for.
+    "$COWVM" rm --force golden-{1,2} other-{1,2}
+    eventually 30 no_zombies
+    "$COWVM" rm --force other
+    down_with_guests
+}
+no_zombies() {
+    local keepers
+    keepers=$(pids_of cowvm-standby | paste -sd,)
+    [ -n "$keepers" ] || fail "no keepers"
+    ! ps -o stat= --ppid "$keepers" | grep -q Z
+}
+
 killed_at() {
     local call=$1 n=$2 status=0
     shift 2

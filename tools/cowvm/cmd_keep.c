@@ -135,9 +135,16 @@ static bool reset(struct vm *vm, const struct vm *kept)
     bool ok = journal_begin(vm, JOURNAL_BUILD, false) &&
               clone_directory(fd, kept->path, vm->parent_fd, vm->parent, hidden) &&
               vm_locate_inside(&now, vm, hidden) && vm_open_located(&now) &&
-              take_identity(&now, vm) && journal_reset(vm, HIDDEN_FIRST, &now) &&
-              runtime_kill(vm) && standby_end(vm) && swap(vm, hidden);
+              take_identity(&now, vm) && standby_end(vm);
     close(fd);
+    ok = ok && journal_reset(vm, HIDDEN_FIRST, &now);
+    bool forward = ok;
+    ok = ok && runtime_kill(vm) && swap(vm, hidden);
+    if (forward && !ok) {
+        /* Clone and journal stay: the guard tries again, and the next command. */
+        vm_close(&now);
+        return false;
+    }
     if (!ok)
         runtime_discard(vm->parent_fd, vm->parent, hidden);
     journal_end(vm);
@@ -146,7 +153,9 @@ static bool reset(struct vm *vm, const struct vm *kept)
         g_free(now.path);
         now.name = g_strdup(vm->name);
         now.path = g_strdup(vm->path);
-        /* The lock is the old one's, and its runtime directory is the same. */
+        /* The runtime directory is the same, and so is the lock: also for the guard. */
+        now.lock_fd = vm->lock_fd;
+        vm->lock_fd = -1;
         ok = runtime_open(&now) && journal_begin(&now, JOURNAL_MOVE, true) &&
              machine_start(&now, &o, true);
         journal_end(&now);

@@ -141,7 +141,8 @@ static void start_others(struct fork *f)
 static void exchange_cards(struct fork *f)
 {
     struct fork_copy *end = f->copies + f->count;
-    if (!machine_has_card(&f->source) || f->keep_card)
+    /* The copy tells: its source's vm.json may have been changed for the next start. */
+    if (!machine_has_card(&f->copies[0].vm) || f->keep_card)
         return;
     for (struct fork_copy *c = f->copies; c < end; c++)
         c->alive = c->alive && machine_drop_card(&c->vm, c->q);

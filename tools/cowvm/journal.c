@@ -122,6 +122,9 @@ bool journal_recover(struct vm *vm)
     if (!read_entry(vm, &e))
         return true;
     bool ok = recover_machine(vm, &e);
+    /* Forward only: what takes its place stays until it has. */
+    if (!ok && e.op == JOURNAL_RESET)
+        return false;
     ok = runtime_discard_own(vm) && ok;
     if (ok)
         unlinkat(vm->run_fd, "journal", 0);

@@ -73,6 +73,24 @@ static int try_lock(int run_fd, int *lock_fd)
     return 1;
 }
 
+/* While the lock was waited for, a reset may have put another directory in the
+ * VM's place. */
+static bool follow_name(struct vm *vm)
+{
+    struct stat held, named;
+    if (vm->dir_fd < 0 || fstat(vm->dir_fd, &held) != 0 ||
+        fstatat(vm->parent_fd, vm->name, &named, AT_SYMLINK_NOFOLLOW) != 0 ||
+        (held.st_dev == named.st_dev && held.st_ino == named.st_ino) || !S_ISDIR(named.st_mode))
+        return true;
+    g_autofree char *uuid = g_strdup(vm_uuid(vm));
+    if (!vm_reopen(vm))
+        return false;
+    if (strcmp(uuid, vm_uuid(vm)) == 0)
+        return true;
+    tool_error("%s: is another VM now", vm->path);
+    return false;
+}
+
 bool runtime_lock(struct vm *vm)
 {
     if (!runtime_open(vm))
@@ -99,7 +117,7 @@ bool runtime_lock(struct vm *vm)
                 return false;
         }
     }
-    return journal_recover(vm);
+    return follow_name(vm) && journal_recover(vm);
 }
 
 static void remove_run_directory(const char *uuid)

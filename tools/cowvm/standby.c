@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
@@ -102,6 +103,12 @@ static bool write_wish(int wish, bool write_back)
     return pwrite(wish, write_back ? "w" : "-", 1, 0) == 1;
 }
 
+/* Ends a ppoll. Not SIG_IGN, which a QEMU would inherit. */
+static void wake_up(int number)
+{
+    (void)number;
+}
+
 /* `wish` is the open file "standby". */
 static void __attribute__((noreturn)) keeper(struct vm *vm, int wish, int handle, int watch)
 {
@@ -109,12 +116,22 @@ static void __attribute__((noreturn)) keeper(struct vm *vm, int wish, int handle
     const int keep[] = {vm->parent_fd, vm->dir_fd, vm->run_fd, wish, handle, watch, memory};
     process_detach(keep, G_N_ELEMENTS(keep));
     vm->lock_fd = -1;
+    /* The QEMUs that it starts are its children. */
+    sigset_t child, none;
+    sigemptyset(&none);
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &child, NULL);
+    signal(SIGCHLD, wake_up);
     pid_t waiting = standby_pid(vm);
     for (;;) {
+        while (waitpid(-1, NULL, WNOHANG) > 0)
+            continue;
         char events[4096];
         struct stat st;
         struct pollfd p[] = {{.fd = handle, .events = POLLIN}, {.fd = watch, .events = POLLIN}};
-        int ready = poll(p, G_N_ELEMENTS(p), wants_write_back(wish) ? WRITE_BACK_MS : -1);
+        const struct timespec tick = {.tv_nsec = WRITE_BACK_MS * 1000000L};
+        int ready = ppoll(p, G_N_ELEMENTS(p), wants_write_back(wish) ? &tick : NULL, &none);
         if (ready < 0 && errno != EINTR)
             break;
         if (ready == 0) {

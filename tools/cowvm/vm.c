@@ -87,19 +87,40 @@ bool vm_is_foreign(const struct vm *vm)
     return g_strcmp0(vm_string(vm, "directory"), birth) != 0;
 }
 
+/* Of the kernel: GLib's generator is copied by fork, and a standby's keeper would
+ * draw the same numbers as the command that it comes from. */
+static void draw(void *out, size_t size)
+{
+    while (getrandom(out, size, 0) != (ssize_t)size)
+        continue;
+}
+
+/* A random one (version 4 of RFC 4122). */
+static char *new_uuid(void)
+{
+    unsigned char b[16];
+    draw(b, sizeof(b));
+    b[6] = (b[6] & 0x0f) | 0x40;
+    b[8] = (b[8] & 0x3f) | 0x80;
+    return g_strdup_printf("%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
+                           b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11],
+                           b[12], b[13], b[14], b[15]);
+}
+
 void vm_renew_generation(struct vm *vm)
 {
-    g_autofree char *generation = g_uuid_string_random();
+    g_autofree char *generation = new_uuid();
     json_object_set_new(vm->config, "generation", json_string(generation));
 }
 
 void vm_renew_identity(struct vm *vm)
 {
-    g_autofree char *uuid = g_uuid_string_random();
-    uint32_t r = g_random_int();
+    g_autofree char *uuid = new_uuid();
+    unsigned char r[3];
     char mac[18];
+    draw(r, sizeof(r));
     /* QEMU's own prefix, locally administered. */
-    snprintf(mac, sizeof(mac), "52:54:00:%02x:%02x:%02x", r & 0xff, r >> 8 & 0xff, r >> 16 & 0xff);
+    snprintf(mac, sizeof(mac), "52:54:00:%02x:%02x:%02x", r[0], r[1], r[2]);
     json_object_set_new(vm->config, "uuid", json_string(uuid));
     json_object_set_new(vm->config, "mac", json_string(mac));
     vm_renew_generation(vm);
