@@ -62,7 +62,7 @@ test_ends() {
     qemus_are 1 || fail "$(qemus) QEMUs after --off"
     nothing_hidden || fail "left behind after --off"
     waits_not golden || fail "still told after --off"
-    eventually 30 no_process cowvm-standby
+    no_process cowvm-standby || fail "a keeper after --off"
     expect 0 "$COWVM" standby golden golden
     expect 0 "$COWVM" hibernate golden
     qemus_are 0 || fail "$(qemus) QEMUs after hibernate"
@@ -78,10 +78,15 @@ test_ends() {
     eventually 30 no_process cowvm-standby
     expect 0 "$COWVM" start --cold golden
     expect 0 "$COWVM" standby golden
+    expect 0 "$COWVM" stop --now golden
+    no_process cowvm-standby || fail "a keeper after stop"
+    expect 0 "$COWVM" start --cold golden
+    expect 0 "$COWVM" standby golden
     expect 0 "$COWVM" rm --force golden
     qemus_are 0 || fail "$(qemus) QEMUs after rm"
     nothing_hidden || fail "left behind after rm"
-    eventually 30 no_process cowvm-standby
+    no_process cowvm-standby || fail "a keeper after rm"
+    assert_eq "$(ls -A "$COWVM_RUN")" "" "runtime directories after rm"
     eventually 30 mount_unused
 }
 
@@ -177,6 +182,34 @@ whole() {
     else
         qemus_are 1 && nothing_hidden
     fi
+}
+
+# ... of ending it, with its VM or without.
+test_ending_is_killed() {
+    local call n
+    need_strace
+    up_with_guest
+    for call in unlinkat pidfd_send_signal; do
+        for n in {1..12}; do
+            "$COWVM" standby golden
+            killed_at "$call" "$n" "$COWVM" standby --off golden || break
+            printf '%s %s\n' "$call" "$n"
+            eventually 30 settled
+            eventually 30 whole
+        done
+        nothing_hidden || fail "left behind: $(find "$MNT" -maxdepth 1 -name '.*')"
+    done
+    for n in {1..8}; do
+        "$COWVM" standby golden
+        killed_at unlinkat "$n" "$COWVM" stop --now golden || break
+        printf 'stop %s\n' "$n"
+        eventually 30 qemus_are 0
+        eventually 30 nothing_hidden
+        eventually 30 no_process cowvm-standby
+        "$COWVM" start --cold golden
+    done
+    "$COWVM" stop --now golden
+    down_with_guests
 }
 
 # ... and of taking it.

@@ -193,11 +193,11 @@ static bool rm(struct vm *vm, const struct choice *choice)
         tool_error("%s: runs (--force would switch it off)", vm->path);
         return false;
     }
-    if (!standby_end(vm) || !journal_begin(vm, JOURNAL_BUILD, false))
+    if (!journal_begin(vm, JOURNAL_BUILD, false))
         return false;
     /* Away in one step; whoever comes next removes what is left of it. */
     g_autofree char *hidden = hidden_name(vm, HIDDEN_OWNER);
-    bool ok = runtime_kill(vm);
+    bool ok = standby_end(vm) && runtime_kill(vm);
     if (ok && renameat(vm->parent_fd, vm->name, vm->parent_fd, hidden) != 0) {
         tool_error("%s: %s", vm->path, g_strerror(errno));
         ok = false;

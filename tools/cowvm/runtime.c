@@ -53,10 +53,10 @@ bool runtime_open(struct vm *vm)
 
 /* 1: taken; 0: somebody has it; negative errno. A lock file that was removed
  * while it was waited for protects nothing. */
-static int try_lock(int run_fd, int *lock_fd)
+static int try_lock(int run_fd, int flags, int *lock_fd)
 {
     struct stat held, named;
-    int fd = openat(run_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    int fd = openat(run_fd, "lock", O_RDWR | O_CLOEXEC | flags, 0600);
     if (fd < 0)
         return -errno;
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
@@ -96,7 +96,7 @@ bool runtime_lock(struct vm *vm)
     if (!runtime_open(vm))
         return false;
     for (int waited = 0;; waited += LOCK_STEP_MS) {
-        int got = try_lock(vm->run_fd, &vm->lock_fd);
+        int got = try_lock(vm->run_fd, O_CREAT, &vm->lock_fd);
         if (got > 0)
             break;
         if (got < 0 && got != -ENOENT) {
@@ -118,6 +118,26 @@ bool runtime_lock(struct vm *vm)
         }
     }
     return follow_name(vm) && journal_recover(vm);
+}
+
+static bool has_name(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && st.st_nlink > 0;
+}
+
+bool runtime_lock_while(struct vm *vm, int wish)
+{
+    int got = 0;
+    while (has_name(wish) && (got = try_lock(vm->run_fd, 0, &vm->lock_fd)) == 0)
+        poll(NULL, 0, LOCK_STEP_MS);
+    /* The last one to have had the lock may have removed it. */
+    if (got > 0 && has_name(wish) && follow_name(vm) && journal_recover(vm))
+        return true;
+    if (vm->lock_fd >= 0)
+        close(vm->lock_fd);
+    vm->lock_fd = -1;
+    return false;
 }
 
 static void remove_run_directory(const char *uuid)
@@ -283,7 +303,7 @@ static bool discard_hidden(int parent_fd, const char *parent, const char *owner)
         if (!uuid || (owner && strcmp(uuid, owner) != 0))
             continue;
         run_fd = open_run_directory(uuid, false);
-        bool at_work = !owner && run_fd >= 0 && try_lock(run_fd, &lock_fd) == 0;
+        bool at_work = !owner && run_fd >= 0 && try_lock(run_fd, O_CREAT, &lock_fd) == 0;
         bool standby =
             run_fd >= 0 && number_of(entry->d_name) == HIDDEN_STANDBY && wants_standby(run_fd);
         if (!at_work && !standby)

@@ -30,6 +30,9 @@ bool runtime_open(struct vm *vm);
 /* ... and takes the lock, waiting for at most some seconds, and puts right what
  * a command before has left. vm_close releases it. */
 bool runtime_lock(struct vm *vm);
+/* The same for a standby's keeper: waits for as long as the open file `wish` has a
+ * name, makes nothing, and says nothing. */
+bool runtime_lock_while(struct vm *vm, int wish);
 /* Removes the runtime directory of a VM that is gone for good. */
 void runtime_remove(struct vm *vm);
 

@@ -26,6 +26,9 @@ enum { LEARN_MS = 150, REST_MS = 150 };
 /* How long a changed page waits, at most, with write-back. */
 enum { WRITE_BACK_MS = 100 };
 
+/* How long a keeper that is not needed any more is waited for. */
+enum { KEEPER_MS = 10000, KEEPER_STEP_MS = 2 };
+
 static bool exists(const struct vm *vm)
 {
     g_autofree char *name = hidden_name(vm, HIDDEN_STANDBY);
@@ -57,12 +60,40 @@ static bool make(struct vm *vm)
     return ok;
 }
 
-bool standby_end(struct vm *vm)
+/* Killed in the middle: as long as "standby" is there, it is a standby; then its
+ * journal's recovery removes it. */
+static bool end(struct vm *vm)
 {
     g_autofree char *name = hidden_name(vm, HIDDEN_STANDBY);
+    bool there = exists(vm), own = there && vm->guard_fd < 0;
+    if (own && !journal_begin(vm, JOURNAL_BUILD, false))
+        return false;
     if (vm->run_fd >= 0)
         unlinkat(vm->run_fd, "standby", 0);
-    return !exists(vm) || runtime_discard(vm->parent_fd, vm->parent, name);
+    bool ok = !there || runtime_discard(vm->parent_fd, vm->parent, name);
+    if (own)
+        journal_end(vm);
+    return ok;
+}
+
+/* Its keeper has the VM's directory open, and so keeps a mount busy. */
+static void wait_for_keeper(int wish)
+{
+    for (int waited = 0; waited < KEEPER_MS && flock(wish, LOCK_EX | LOCK_NB) != 0;
+         waited += KEEPER_STEP_MS)
+        poll(NULL, 0, KEEPER_STEP_MS);
+}
+
+bool standby_end(struct vm *vm)
+{
+    int wish = vm->run_fd < 0 ? -1 : openat(vm->run_fd, "standby", O_RDWR | O_CLOEXEC);
+    bool ok = end(vm);
+    if (wish >= 0) {
+        if (ok)
+            wait_for_keeper(wish);
+        close(wish);
+    }
+    return ok;
 }
 
 /* ---- its keeper ---- */
@@ -75,18 +106,18 @@ static void give_lock_back(struct vm *vm)
 
 /* Taken: it is made again. `pid` is the QEMU of the copy that it has become, or
  * was to become. False: the keeper is not needed any more. */
-static bool renew(struct vm *vm, int handle, pid_t pid)
+static bool renew(struct vm *vm, int wish, int handle, pid_t pid)
 {
     if (runtime_wait_gone(handle, LEARN_MS))
         return true;
     hot_learn(vm, pid);
     if (runtime_wait_gone(handle, REST_MS))
         return true;
-    if (!runtime_lock(vm))
+    if (!runtime_lock_while(vm, wish))
         return false;
     bool ok = !runtime_wants_standby(vm) || exists(vm) || make(vm);
     if (!ok)
-        standby_end(vm);
+        end(vm);
     give_lock_back(vm);
     return ok;
 }
@@ -144,16 +175,19 @@ static void __attribute__((noreturn)) keeper(struct vm *vm, int wish, int handle
         if (fstat(wish, &st) != 0 || st.st_nlink == 0)
             break;
         if (p[0].revents) {
-            if (runtime_lock(vm) && !runtime_pid(vm))
-                standby_end(vm);
+            if (runtime_lock_while(vm, wish) && !runtime_pid(vm))
+                end(vm);
             break;
         }
         if (!exists(vm)) {
-            if (!renew(vm, handle, waiting))
+            if (!renew(vm, wish, handle, waiting))
                 break;
             waiting = standby_pid(vm);
         }
     }
+    /* First what keeps the mount busy: who waits for it waits for `wish`. */
+    close(memory);
+    vm_close(vm);
     _exit(0);
 }
 
@@ -198,9 +232,9 @@ bool standby_begin(struct vm *vm, bool write_back)
     bool ok = standby_pid(vm) ||
               ((!exists(vm) || runtime_discard(vm->parent_fd, vm->parent, name)) && make(vm));
     ok = ok && (kept || start_keeper(vm, wish));
+    close(wish);
     if (!ok)
         standby_end(vm);
-    close(wish);
     return ok;
 }
 
