@@ -69,7 +69,7 @@ fork() {
     # 1: most dirty pages go to cowfs while the guest runs. (sync -d FILE would wait for a disk, too;
     # cowvm and cowfs clone use sync_file_range.)
     sync -d "$dir/memory.snap" "$dir/disk"
-    # 2, 3, 5, 6: stop, and save the state of the devices: some 300 KiB. The guest stands still.
+    # 2 to 5: stop, and save the state of the devices: some 300 KiB. The guest stands still.
     qmp "$dir" "$shared" \
         '{"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 2000000000}}' \
         '{"execute": "stop"}' \
@@ -77,13 +77,13 @@ fork() {
         >/dev/null
     until_status "$dir" query-migrate completed
     until_status "$dir" query-status postmigrate
-    # 7: one atomic step over disk, memory and state. cowfs clone flushes each file first.
+    # 6: one atomic step over disk, memory and state. cowfs clone flushes each file first.
     mv "$dir/snapshot.snap.new" "$dir/snapshot.snap"
     cowfs clone "$dir" "$new"
     rm "$dir/snapshot.snap"
-    # 8: the source runs on.
+    # 7: the source runs on.
     qmp "$dir" '{"execute": "cont"}' >/dev/null
-    # 9: the copy, on its own files.
+    # 8: the copy, on its own files.
     machine "$new" -S -incoming defer
     qmp "$new" "$shared" \
         "{\"execute\": \"migrate-incoming\", \"arguments\": {\"uri\": \"exec:cat '$new/snapshot.snap'\"}}" \

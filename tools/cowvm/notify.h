@@ -13,7 +13,8 @@
  *
  * event: "fork" for a copy of a running VM, "resume" for all else that goes on
  * from a saved state: a VM that was hibernated, reset, cloned while it was saved,
- * or run with --rm. That uuid and generation are what they were tells a guest
+ * or run with --rm; also where a killed hibernate or start was put right
+ * (journal.h). That uuid and generation are what they were tells a guest
  * that it is no copy, and was not taken back.
  */
 #ifndef COWVM_NOTIFY_H

@@ -23,7 +23,8 @@
 
 #include <sys/types.h>
 
-/* From now on, as long as it runs, the VM has one; it has when this returns.
+/* From now on, as long as it runs and is not reset, the VM has one; it has when
+ * this returns.
  * `write_back`: its keeper also has the kernel write the guest's changed pages
  * back ten times a second, so that a fork has little left to flush. */
 bool standby_begin(struct vm *vm, bool write_back);
