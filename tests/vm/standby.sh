@@ -144,7 +144,7 @@ no_zombies() {
     local keepers
     keepers=$(pids_of cowvm-standby | paste -sd,)
     [ -n "$keepers" ] || fail "no keepers"
-    ! ps -o stat= --ppid "$keepers" | grep -q Z
+    [ -z "$(pgrep -P "$keepers" -r Z)" ]
 }
 
 killed_at() {
