@@ -93,7 +93,7 @@ static bool finish_reset(struct vm *vm, const struct entry *e)
 /* See journal.h. */
 static bool recover_machine(struct vm *vm, const struct entry *e)
 {
-    int op = e->op;
+    enum journal_op op = (enum journal_op)e->op;
     bool was_running = e->was_running == 'r';
     if (op == JOURNAL_RESET)
         return finish_reset(vm, e);

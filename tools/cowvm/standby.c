@@ -248,13 +248,34 @@ static bool same_size(const struct vm *a, const struct vm *b, const char *file)
            of_a.st_size == of_b.st_size;
 }
 
+/* What the frame has copies of, and the source has changed or lost since. (The frame's vm.json is
+ * written when it is made.) */
+static bool same_machine(const struct vm *vm, const struct vm *frame)
+{
+    static const char *const files[] = {VM_CONFIG, VM_KERNEL, VM_INITRD};
+    struct stat made, now, there;
+    if (fstatat(frame->dir_fd, VM_CONFIG, &made, 0) != 0)
+        return false;
+    for (size_t i = 0; i < G_N_ELEMENTS(files); i++) {
+        bool is_now = fstatat(vm->dir_fd, files[i], &now, 0) == 0;
+        bool was = fstatat(frame->dir_fd, files[i], &there, 0) == 0;
+        if (is_now != was)
+            return false;
+        if (is_now && (now.st_ctim.tv_sec > made.st_ctim.tv_sec ||
+                       (now.st_ctim.tv_sec == made.st_ctim.tv_sec &&
+                        now.st_ctim.tv_nsec > made.st_ctim.tv_nsec)))
+            return false;
+    }
+    return true;
+}
+
 bool standby_take(struct vm *vm, const char *hidden, const char *path, struct vm *out)
 {
     g_autofree char *name = hidden_name(vm, HIDDEN_STANDBY);
     if (renameat2(vm->parent_fd, name, vm->parent_fd, hidden, RENAME_NOREPLACE) != 0)
         return false;
     bool ok = vm_locate_inside(out, vm, hidden) && vm_open_located(out) && runtime_pid(out) &&
-              same_size(vm, out, VM_MEMORY) && same_size(vm, out, VM_DISK);
+              same_size(vm, out, VM_MEMORY) && same_size(vm, out, VM_DISK) && same_machine(vm, out);
     if (ok) {
         g_free(out->path);
         out->path = g_strdup(path);

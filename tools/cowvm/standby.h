@@ -14,6 +14,9 @@
  * VM's runtime directory, as every command does with its journal. If the keeper
  * is killed, the standby stays as long as the VM runs and is not made again.
  *
+ * The frame has what lay in the VM's directory when it was made. If vm.json, kernel or initrd
+ * have changed since, a fork starts a QEMU of its own; of other files the copy has the older ones.
+ *
  * The VM's lock is held where nothing else is said. False: said so already.
  */
 #ifndef COWVM_STANDBY_H
