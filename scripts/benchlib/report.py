@@ -127,8 +127,10 @@ class Report:
             report.warnings += run["warnings"]
             report.row_names.update({line.row: line.row_name for line in report.lines})
             if run is not runs[0]:
-                report.notes.append((min(rows), "this row is of a later run: commit "
-                                     f"{run['commit']}, {run['started']}"))
+                numbers = ", ".join(map(str, sorted(rows)))
+                report.notes.append((min(rows), f"of another run: rows {numbers}, commit "
+                                     f"{run['commit']}, {run['started']}, by `scripts/bench"
+                                     f"{''.join(' ' + a for a in run['arguments'])}`"))
         report.lines.sort(key=lambda line: line.row)
         return report
 
