@@ -197,6 +197,14 @@ need_loop() {
     losetup -f >/dev/null 2>&1 || skip "no free loop device"
 }
 need_tool() { command -v "$1" >/dev/null || skip "$1 is not installed"; }
+# kernel_since VERSION: this kernel is of that version or a later one.
+kernel_since() {
+    local version
+    version=$(uname -r)
+    [ "$(printf '%s\n' "${version%%-*}" "$1" | sort -V | head -n 1)" = "$1" ]
+}
+# For why_not_here of those whose daemon dies or gives way to another.
+why_no_resume() { kernel_since 6.9 || echo "resuming a mount needs Linux 6.9"; }
 
 why_not() {
     if [ "$(id -u)" != 0 ]; then

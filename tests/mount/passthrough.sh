@@ -244,10 +244,7 @@ test_view_shares() {
 
 # The view's kernel keeps names that nobody asks for any more; the space is not to wait for that.
 lets_go() {
-    local version
-    version=$(uname -r)
-    [ "$(printf '%s\n6.18\n' "${version%%-*}" | sort -V | head -n 1)" = 6.18 ] ||
-        skip "a kernel before 6.18 cannot be told to forget a file"
+    kernel_since 6.18 || skip "a kernel before 6.18 cannot be told to forget a file"
     with_view 8 "${1-}"
     mkdir "$MNT/dir"
     cp "$MNT/golden" "$MNT/dir/1"

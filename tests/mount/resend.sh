@@ -5,12 +5,7 @@
 # shellcheck source=../../scripts/lib/testlib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib/testlib.sh"
 
-why_not_here() {
-    local version
-    version=$(uname -r)
-    [ "$(printf '%s\n6.9\n' "${version%%-*}" | sort -V | head -n 1)" = 6.9 ] ||
-        echo "resuming a mount needs Linux 6.9"
-}
+why_not_here() { why_no_resume; }
 
 # Each `die()` lets the daemon die over the next change, which must seem to have been made once.
 test_system_calls() {

@@ -11,12 +11,7 @@ export TEST_LIMIT_S=${TEST_LIMIT_S:-170}
 
 ended() { ! kill -0 "${daemons[$MNT]}" 2>/dev/null || process_gone "${daemons[$MNT]}"; }
 
-why_not_here() {
-    local version
-    version=$(uname -r)
-    [ "$(printf '%s\n6.9\n' "${version%%-*}" | sort -V | head -n 1)" = 6.9 ] ||
-        echo "resuming a mount needs Linux 6.9"
-}
+why_not_here() { why_no_resume; }
 
 # Once more and again, until the file is there.
 until_stopped() {

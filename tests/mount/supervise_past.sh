@@ -11,12 +11,7 @@ export TEST_LIMIT_S=${TEST_LIMIT_S:-170}
 PASS=$HELPERS/mount_pass
 VIEW=$WORK/view
 
-why_not_here() {
-    local version
-    version=$(uname -r)
-    [ "$(printf '%s\n6.9\n' "${version%%-*}" | sort -V | head -n 1)" = 6.9 ] ||
-        echo "resuming a mount needs Linux 6.9"
-}
+why_not_here() { why_no_resume; }
 
 # golden MIB [OPTIONS]
 golden() {

@@ -6,12 +6,7 @@
 
 export TEST_LIMIT_S=${TEST_LIMIT_S:-170}
 
-why_not_here() {
-    local version
-    version=$(uname -r)
-    [ "$(printf '%s\n6.9\n' "${version%%-*}" | sort -V | head -n 1)" = 6.9 ] ||
-        echo "resuming a mount needs Linux 6.9"
-}
+why_not_here() { why_no_resume; }
 
 # An installation of its own, so that it can be replaced.
 installed() {
