@@ -6,17 +6,6 @@
 # shellcheck source=vmlib.sh disable=SC2317 # the tests are called by their names
 . "$(dirname "${BASH_SOURCE[0]}")/vmlib.sh"
 
-# killed_at CALL N COMMAND...: 0 if it was killed there, 1 if it was through before.
-killed_at() {
-    local call=$1 n=$2 status=0
-    shift 2
-    # Only this process: its guard and the QEMUs are not traced.
-    strace -o "$WORK/trace" -e "trace=$call" -e "inject=$call:signal=KILL:when=$n" "$@" \
-        >"$WORK/killed.out" 2>&1 || status=$?
-    [ "$status" != 0 ] || return 1
-    grep -q 'killed by SIGKILL' "$WORK/trace" || fail "$*: $(cat "$WORK/killed.out")"
-}
-
 # The address of its card, as QEMU has it.
 card_of() { "$COWVM" exec-qmp "$1" qom-get '{"path": "nic0", "property": "mac"}' | json .; }
 # Nothing is being made, and nothing that was is left.

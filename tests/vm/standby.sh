@@ -147,14 +147,6 @@ no_zombies() {
     [ -z "$(pgrep -P "$keepers" -r Z)" ]
 }
 
-killed_at() {
-    local call=$1 n=$2 status=0
-    shift 2
-    strace -o "$WORK/trace" -e "trace=$call" -e "inject=$call:signal=KILL:when=$n" "$@" \
-        >"$WORK/killed.out" 2>&1 || status=$?
-    [ "$status" != 0 ] || return 1
-    grep -q 'killed by SIGKILL' "$WORK/trace" || fail "$*: $(cat "$WORK/killed.out")"
-}
 # cowvm is killed in the middle of making one.
 test_making_is_killed() {
     local call n

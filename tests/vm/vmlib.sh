@@ -223,7 +223,7 @@ down_with_guests() {
     eventually 30 mount_unused
 }
 
-# ---- stopping cowvm in the middle --------------------------------------------
+# ---- stopping and killing cowvm in the middle ---------------------------------
 
 need_strace() {
     need_tool strace
@@ -234,6 +234,16 @@ stop_at() {
     local call=${1%:*} n=${1#*:}
     shift
     strace -o /dev/null -e "trace=$call" -e "inject=$call:signal=STOP:when=$n" "$@"
+}
+# killed_at CALL N COMMAND...: 0 if it was killed there, 1 if it was through before.
+killed_at() {
+    local call=$1 n=$2 status=0
+    shift 2
+    # Only this process: its guard and the QEMUs are not traced.
+    strace -o "$WORK/trace" -e "trace=$call" -e "inject=$call:signal=KILL:when=$n" "$@" \
+        >"$WORK/killed.out" 2>&1 || status=$?
+    [ "$status" != 0 ] || return 1
+    grep -q 'killed by SIGKILL' "$WORK/trace" || fail "$*: $(cat "$WORK/killed.out")"
 }
 # The cowvm that strace was told to stop stands still, and not just at a call that is traced.
 stopped_fork() {
