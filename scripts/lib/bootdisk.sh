@@ -107,18 +107,7 @@ CFG
 }
 
 bootdisk_build() {
-    local out=$1 began=$EPOCHREALTIME work status=0 recipe
+    local out=$1 recipe
     recipe=$({ declare -f _bootdisk_make _bootdisk_init; echo "${_bootdisk_modules[*]}"; } | cksum)
-    [[ ! -s $out || $(cat "$out.recipe" 2>/dev/null) != "$recipe" ]] || return 0
-    mkdir -p "$(dirname "$out")" || return
-    work=$(mktemp -d "$COWFS_INPUTS/bootdisk.XXXXXX") || return
-    _bootdisk_make "$out" "$work" >"$work/log" 2>&1 || status=$?
-    if ((status != 0)); then
-        tail -n 5 "$work/log" >&2
-    else
-        printf '%s\n' "$recipe" >"$out.recipe"
-    fi
-    rm -rf -- "$work"
-    ((status == 0)) || _inputs_fail "could not make the disk" || return
-    _inputs_took "disk that boots by itself" "$began"
+    _inputs_make "disk that boots by itself" _bootdisk_make "$out" "$out.recipe" "$recipe" "$out"
 }

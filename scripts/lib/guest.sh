@@ -180,23 +180,10 @@ _guest_make() {
 }
 
 guest_build() {
-    local out=$1 began=$EPOCHREALTIME work status=0 recipe
+    local out=$1 recipe
     # Another recipe makes another guest.
     recipe=$({ declare -f _guest_make _guest_initrd_init _guest_disk_init _guest_network
         echo "${_guest_modules[*]} ${_guest_packages[*]}"; } | cksum)
-    if [[ -s $out/disk.img && -s $out/initrd && -s $out/vmlinuz ]] &&
-        [[ $(cat "$out/guest.recipe" 2>/dev/null) == "$recipe" ]]; then
-        return 0
-    fi
-    mkdir -p "$out" || return
-    work=$(mktemp -d "$COWFS_INPUTS/guest.XXXXXX") || return
-    _guest_make "$out" "$work" >"$work/log" 2>&1 || status=$?
-    if ((status != 0)); then
-        tail -n 5 "$work/log" >&2
-    else
-        printf '%s\n' "$recipe" >"$out/guest.recipe"
-    fi
-    rm -rf -- "$work"
-    ((status == 0)) || _inputs_fail "could not make the guest" || return
-    _inputs_took "guest with kernel, initrd and disk" "$began"
+    _inputs_make "guest with kernel, initrd and disk" _guest_make "$out" "$out/guest.recipe" "$recipe" \
+        "$out"/{disk.img,initrd,vmlinuz}
 }

@@ -64,10 +64,19 @@ _inputs_took() {
                      printf "inputs: %s: %.1f s\n", what, b - a }' >&2
 }
 
+# _inputs_made REMEMBERED RECIPE FILE...: are the FILEs there, and what RECIPE would make?
+_inputs_made() {
+    local remembered=$1 recipe=$2 file
+    shift 2
+    for file; do
+        [[ -s $file ]] || return
+    done
+    [[ $(cat -- "$remembered" 2>/dev/null) == "$recipe" ]]
+}
+
 # _inputs_cached OUT RECIPE: is OUT, in the cache, what RECIPE would make?
 _inputs_cached() {
-    [[ $(dirname -- "$1") -ef $COWFS_INPUTS && -s $1 ]] &&
-        [[ $(cat -- "$1.recipe" 2>/dev/null) == "$2" ]]
+    [[ $(dirname -- "$1") -ef $COWFS_INPUTS ]] && _inputs_made "$1.recipe" "$2" "$1"
 }
 
 # Only in the cache is a recipe left beside OUT: elsewhere it would be litter.
@@ -75,6 +84,25 @@ _inputs_remember() {
     if [[ $(dirname -- "$1") -ef $COWFS_INPUTS ]]; then
         printf '%s\n' "$2" >"$1.recipe"
     fi
+}
+
+# _inputs_make WHAT COMMAND OUT REMEMBERED RECIPE FILE...: "COMMAND OUT WORK", with a directory to
+# work in, unless there are the FILEs and they are what RECIPE makes, by what the file REMEMBERED says.
+_inputs_make() {
+    local what=$1 command=$2 out=$3 remembered=$4 recipe=$5 began=$EPOCHREALTIME work status=0
+    shift 5
+    ! _inputs_made "$remembered" "$recipe" "$@" || return 0
+    mkdir -p "$(dirname "$remembered")" || return
+    work=$(mktemp -d "$COWFS_INPUTS/make.XXXXXX") || return
+    "$command" "$out" "$work" >"$work/log" 2>&1 || status=$?
+    if ((status != 0)); then
+        tail -n 5 "$work/log" >&2
+    else
+        printf '%s\n' "$recipe" >"$remembered"
+    fi
+    rm -rf -- "$work"
+    ((status == 0)) || _inputs_fail "could not make the $what" || return
+    _inputs_took "$what" "$began"
 }
 
 # ---- disk images -------------------------------------------------------------
