@@ -76,25 +76,25 @@ static void deletion_free(struct deletion *d)
     g_free(d);
 }
 
+static bool forget_unknown(void *arg, uint64_t ino)
+{
+    struct mount *m = arg;
+    if (fuse_session_exited(m->session))
+        return false;
+    /* Not by ourselves: the kernel may be about to drop it, and wait for us with that. */
+    if (flusher_inval(m->flush_fd, ino, -1, 0) == -ENOENT)
+        mount_forget(m, ino, 0);
+    return true;
+}
+
 /* False: there are requests yet that are served for the second time. */
 static bool ask_what_is_known(struct mount *m)
 {
     struct pollfd queue = {.fd = fuse_session_fd(m->session), .events = POLLIN};
-    uint64_t from = 0;
     bool all_read = atomic_load(&m->resent_over) || poll(&queue, 1, 0) == 0;
     if (!all_read || atomic_load(&m->resent_in_service))
         return false;
-    for (bool more = true; more && !fuse_session_exited(m->session);) {
-        GArray *inos = orphans_next(m->fs, &from);
-        more = inos->len > 0;
-        for (guint i = 0; i < inos->len; i++) {
-            uint64_t ino = g_array_index(inos, uint64_t, i);
-            /* Not by ourselves: the kernel may be about to drop it, and wait for us with that. */
-            if (flusher_inval(m->flush_fd, ino, -1, 0) == -ENOENT)
-                mount_forget(m, ino, 0);
-        }
-        g_array_free(inos, TRUE);
-    }
+    reaper_each_orphan(m->fs, forget_unknown, m);
     return true;
 }
 
@@ -104,26 +104,27 @@ static int prune(struct mount *m, uint64_t ino)
     return error == -EPIPE ? fuse_prune(fuse_session_fd(m->session), ino) : error;
 }
 
+static bool forget_known(void *arg, uint64_t ino)
+{
+    struct notifier *n = arg;
+    struct mount *m = n->mount;
+    if (n->no_prune || fuse_session_exited(m->session))
+        return false;
+    if (inode_is_known(m->fs->inodes, ino, m->slot)) {
+        n->left = true;
+        n->no_prune = prune(m, ino) == -EINVAL;
+    }
+    return true;
+}
+
 /* A view's: whose names are left in the kernel's cache alone. Who has a file open is asked again. */
 static void forget_deleted(struct notifier *n)
 {
-    struct mount *m = n->mount;
-    uint64_t from = 0;
-    if (n->no_prune || (!atomic_exchange(&m->fs->orphaned, false) && !n->left))
+    struct fs *fs = n->mount->fs;
+    if (n->no_prune || (!atomic_exchange(&fs->orphaned, false) && !n->left))
         return;
     n->left = false;
-    for (bool more = true; more && !fuse_session_exited(m->session);) {
-        GArray *inos = orphans_next(m->fs, &from);
-        more = inos->len > 0;
-        for (guint i = 0; i < inos->len && !n->no_prune; i++) {
-            uint64_t ino = g_array_index(inos, uint64_t, i);
-            if (!inode_is_known(m->fs->inodes, ino, m->slot))
-                continue;
-            n->left = true;
-            n->no_prune = prune(m, ino) == -EINVAL;
-        }
-        g_array_free(inos, TRUE);
-    }
+    reaper_each_orphan(fs, forget_known, n);
 }
 
 /* Under the lock, which it drops. */

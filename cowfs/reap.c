@@ -98,7 +98,8 @@ static void reap(struct reaper *r, uint64_t ino)
         inode_unclaim(inode);
 }
 
-GArray *orphans_next(struct fs *fs, uint64_t *from)
+/* The numbers of some, from *from on, which is moved behind them; none: that was all. */
+static GArray *orphans_next(struct fs *fs, uint64_t *from)
 {
     GArray *inos = g_array_new(FALSE, FALSE, sizeof(uint64_t));
     uint8_t lower[KEY_MAX], upper[KEY_MAX];
@@ -121,23 +122,32 @@ GArray *orphans_next(struct fs *fs, uint64_t *from)
     return inos;
 }
 
-static void reap_all(struct reaper *r, GArray *inos)
-{
-    for (guint i = 0; i < inos->len && !must_stop(r); i++)
-        reap(r, g_array_index(inos, uint64_t, i));
-}
-
-static void scan_and_reap(struct reaper *r)
+void reaper_each_orphan(struct fs *fs, bool (*visit)(void *arg, uint64_t ino), void *arg)
 {
     uint64_t from = 0;
-    for (;;) {
-        GArray *inos = orphans_next(r->fs, &from);
-        bool end = inos->len == 0;
-        reap_all(r, inos);
+    for (bool more = true; more;) {
+        GArray *inos = orphans_next(fs, &from);
+        more = inos->len > 0;
+        for (guint i = 0; i < inos->len && more; i++)
+            more = visit(arg, g_array_index(inos, uint64_t, i));
         g_array_free(inos, TRUE);
-        if (end || must_stop(r))
-            return;
     }
+}
+
+static bool reap_unless_stopped(void *arg, uint64_t ino)
+{
+    struct reaper *r = arg;
+    if (must_stop(r))
+        return false;
+    reap(r, ino);
+    return true;
+}
+
+static void reap_all(struct reaper *r, GArray *inos)
+{
+    for (guint i = 0; i < inos->len; i++)
+        if (!reap_unless_stopped(r, g_array_index(inos, uint64_t, i)))
+            return;
 }
 
 static struct timespec in_ms(unsigned ms)
@@ -183,7 +193,7 @@ static void *reaper_main(void *arg)
         reap_all(r, inos);
         g_array_free(inos, TRUE);
         if (scan)
-            scan_and_reap(r);
+            reaper_each_orphan(r->fs, reap_unless_stopped, r);
         /* The space returns only after a commit; on tmpfs it is memory that
          * somebody waits for. */
         if (r->released)

@@ -17,7 +17,7 @@
 #ifndef COWFS_REAP_H
 #define COWFS_REAP_H
 
-#include <glib.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 struct fs;
@@ -35,9 +35,9 @@ void reaper_queue(struct reaper *reaper, uint64_t ino);
 /* Orphans that could not be released before may be so now. NULL is allowed. */
 void reaper_scan(struct reaper *reaper);
 
-/* The numbers of some inodes without links, from *from on, which is moved behind them; none: that
- * was all. Any of them may be in use, or be gone by then. uint64_t, the caller's. */
-GArray *orphans_next(struct fs *fs, uint64_t *from);
+/* Calls visit with the number of each inode without links until it answers false. Any of them may be
+ * in use, or be gone by then. */
+void reaper_each_orphan(struct fs *fs, bool (*visit)(void *arg, uint64_t ino), void *arg);
 
 /* Waits until all that was queued before the call has been released (but not
  * for the commit that makes it final). NULL is allowed. */
