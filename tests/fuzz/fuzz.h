@@ -7,6 +7,7 @@
 #define TESTS_FUZZ_H
 
 #include "chunkstore/bytes.h"
+#include "tests/quiet_log.h"
 
 #include <ftw.h>
 #include <glib.h>
@@ -33,11 +34,6 @@ static inline uint64_t take(struct rbuf *r, unsigned bytes)
     return v;
 }
 
-static inline void be_quiet(const char *domain, GLogLevelFlags level, const char *text, void *arg)
-{
-    (void)domain, (void)level, (void)text, (void)arg;
-}
-
 static char *fuzz_scratch;
 
 static inline int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
@@ -60,7 +56,7 @@ static inline const char *make_scratch(void)
     fuzz_scratch = g_build_filename(base, "cowfs-fuzz-XXXXXX", NULL);
     FUZZ_ASSERT(mkdtemp(fuzz_scratch));
     atexit(remove_scratch);
-    g_log_set_default_handler(be_quiet, NULL);
+    g_log_set_default_handler(log_nothing, NULL);
     return fuzz_scratch;
 }
 

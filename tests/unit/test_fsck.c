@@ -6,6 +6,7 @@
 #include "tests/unit/fsck_expect.h"
 
 #include "cowfs/names.h"
+#include "tests/quiet_log.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -293,15 +294,10 @@ static unsigned flip_files(const char *suffix, unsigned *files)
     return seen;
 }
 
-static void drop_log(const char *domain, GLogLevelFlags level, const char *text, void *arg)
-{
-    (void)domain, (void)level, (void)text, (void)arg;
-}
-
 START_TEST(test_database_flips)
 {
     unsigned files;
-    guint handler = g_log_set_handler("cowfs", G_LOG_LEVEL_MASK, drop_log, NULL);
+    guint handler = g_log_set_handler("cowfs", G_LOG_LEVEL_MASK, log_nothing, NULL);
     /* First all is in a log, then in tables. */
     flip_files(".log", &files);
     ck_assert_uint_gt(files, 0);

@@ -9,6 +9,7 @@
 #include "chunkstore/keys.h"
 #include "chunkstore/segment.h"
 #include "chunkstore/superblock.h"
+#include "tests/quiet_log.h"
 
 #include <check.h>
 #include <errno.h>
@@ -1107,14 +1108,9 @@ START_TEST(random_work_with_crashes)
 END_TEST
 
 /* The warnings are expected here, and only hide what is not. */
-static void be_quiet(const char *domain, GLogLevelFlags level, const char *message, void *arg)
-{
-    (void)domain, (void)level, (void)message, (void)arg;
-}
-
 int main(void)
 {
-    g_log_set_default_handler(be_quiet, NULL);
+    g_log_set_default_handler(log_nothing, NULL);
     Suite *suite = suite_create("segment");
     TCase *tc = tcase_create("segment");
     tcase_add_checked_fixture(tc, setup, teardown);

@@ -6,6 +6,8 @@
  */
 #include "tests/unit/content_fixture.h"
 
+#include "tests/quiet_log.h"
+
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <pthread.h>
@@ -218,14 +220,9 @@ START_TEST(views_are_dropped_under_readers_and_writers)
 END_TEST
 
 /* The warnings are expected here, and only hide what is not. */
-static void be_quiet(const char *domain, GLogLevelFlags level, const char *message, void *arg)
-{
-    (void)domain, (void)level, (void)message, (void)arg;
-}
-
 int main(void)
 {
-    g_log_set_default_handler(be_quiet, NULL);
+    g_log_set_default_handler(log_nothing, NULL);
     Suite *suite = suite_create("view");
     TCase *tc = tcase_create("view");
     tcase_add_checked_fixture(tc, setup_view, teardown_view);
