@@ -205,10 +205,9 @@ static bool make_present(struct segments *s, struct view_unit *unit, uint64_t at
     for (uint64_t g = first; g <= last; g++) {
         uint64_t bit = UINT64_C(1) << (g % WORD_BITS);
         bool whole = g << GRAIN_SHIFT >= at && (g + 1) << GRAIN_SHIFT <= at + bytes;
-        if (whole && !(atomic_fetch_or(&unit->present[g / WORD_BITS], bit) & bit))
+        bool counted = whole && (atomic_fetch_or(&unit->present[g / WORD_BITS], bit) & bit);
+        if (!counted) /* or perhaps counted before, in part: then it is dropped earlier */
             made += 1 << GRAIN_SHIFT;
-        else if (!whole)
-            made += 1 << GRAIN_SHIFT; /* perhaps counted before: then it is dropped earlier */
     }
     atomic_fetch_add(&s->view_bytes, made);
     return true;
