@@ -4,10 +4,12 @@
  *
  * The guard gets a signal when its parent thread dies (PR_SET_PDEATHSIG), which a pipe would not
  * tell: the thread that hangs keeps the daemon's end open. Then it writes to the connection's file
- * "abort" in fusectl. That file is opened before it is needed: device numbers are used again, but
- * the open file of a connection that is over does nothing any more.
+ * "abort" in fusectl. That file is opened before it is needed, and by who has the connection: device
+ * numbers are used again, so only a connection that is still there after the opening is surely the
+ * one that was opened; and the open file of a connection that is over does nothing any more.
  */
 #include "cowfs/fuse_guard.h"
+#include "cowfs/fd_message.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,21 +17,19 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 struct guard {
     pid_t pid;
-    int pipe_fd;
+    int socket_fd;
 };
-
-/* ---- the guard's own process: no allocation, no GLib ---- */
 
 /* A mount of fusectl that nobody else sees. -1 where that is not allowed. */
 static int mount_fusectl(void)
@@ -44,8 +44,10 @@ static int mount_fusectl(void)
     return fd;
 }
 
-static int open_abort(uint64_t dev)
+/* -1: it is not there, or not allowed. */
+static int open_abort(dev_t dev, int fuse_fd)
 {
+    struct pollfd device = {.fd = fuse_fd};
     char path[64];
     int directory = mount_fusectl();
     if (directory < 0)
@@ -55,8 +57,14 @@ static int open_abort(uint64_t dev)
     snprintf(path, sizeof(path), "%u/abort", minor(dev));
     int fd = openat(directory, path, O_WRONLY | O_CLOEXEC);
     close(directory);
+    if (fd >= 0 && poll(&device, 1, 0) != 0) { /* the connection has ended: whose file is it? */
+        close(fd);
+        fd = -1;
+    }
     return fd;
 }
+
+/* ---- the guard's own process: no allocation, no GLib ---- */
 
 static void no_stdio(void)
 {
@@ -67,10 +75,9 @@ static void no_stdio(void)
         close(null);
 }
 
-__attribute__((noreturn)) static void guard_main(int pipe_fd, pid_t parent)
+__attribute__((noreturn)) static void guard_main(int socket_fd, pid_t parent)
 {
     sigset_t all, death;
-    uint64_t dev;
 
     prctl(PR_SET_NAME, "cowfs-guard");
     /* A Ctrl-C, or a service manager's SIGTERM, is for the daemon: it ends in order. */
@@ -83,8 +90,10 @@ __attribute__((noreturn)) static void guard_main(int pipe_fd, pid_t parent)
     if (signal_fd < 0 || getppid() != parent)
         _exit(1);
 
-    int abort_fd = -1;
-    struct pollfd fds[] = {{.fd = signal_fd, .events = POLLIN}, {.fd = pipe_fd, .events = POLLIN}};
+    int abort_fd = -1, fd = -1;
+    char told;
+    struct pollfd fds[] = {{.fd = signal_fd, .events = POLLIN},
+                           {.fd = socket_fd, .events = POLLIN}};
     for (;;) {
         if (poll(fds, 2, -1) < 0)
             continue;
@@ -94,44 +103,41 @@ __attribute__((noreturn)) static void guard_main(int pipe_fd, pid_t parent)
             _exit(0);
         }
         /* The end: the daemon is done with its connection, or has died in one piece. */
-        if (fds[1].revents && read(pipe_fd, &dev, sizeof(dev)) != sizeof(dev))
+        if (fds[1].revents && fd_message_receive(socket_fd, &told, sizeof(told), &fd) < 0)
             _exit(0);
-        if (fds[1].revents && abort_fd < 0)
-            abort_fd = open_abort(dev);
-        /* While the daemon lives its connection has that number. If it had died before the
-         * opening, the number, and so the file, may be another's by now. */
-        if (getppid() != parent)
-            _exit(0);
+        if (fd >= 0)
+            abort_fd = fd;
     }
 }
 
-static bool all_have_gone(int end_fd)
-{
-    struct pollfd end = {.fd = end_fd};
-    return poll(&end, 1, 0) > 0;
-}
-
-__attribute__((noreturn)) static void guard_for_main(int end_fd, const uint64_t *devs,
+__attribute__((noreturn)) static void guard_for_main(int end_fd, const int *abort_fds,
                                                      unsigned count)
 {
-    enum { MAX = 8 };
-    int abort_fds[MAX];
     sigset_t all;
     prctl(PR_SET_NAME, "cowfs-guard");
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
-    for (unsigned i = 0; i < count && i < MAX; i++)
-        abort_fds[i] = devs[i] ? open_abort(devs[i]) : -1;
-    /* As above: the numbers may be others' by now. */
-    if (all_have_gone(end_fd))
-        _exit(0);
     struct pollfd end = {.fd = end_fd};
     while (poll(&end, 1, -1) <= 0)
         ;
-    for (unsigned i = 0; i < count && i < MAX; i++)
-        if (abort_fds[i] >= 0 && write(abort_fds[i], "1", 1) != 1)
+    for (unsigned i = 0; i < count; i++)
+        if (write(abort_fds[i], "1", 1) != 1)
             _exit(1);
     _exit(0);
+}
+
+/* The descriptors become FIRST_FD, ..., and all others but for the standard ones are closed. */
+static bool keep_only(const int *fds, unsigned count)
+{
+    enum { FIRST_FD = 3, ASIDE_FD = 64 };
+    int aside[1 + GUARDED_MAX];
+    for (unsigned i = 0; i < count; i++)
+        if ((aside[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, ASIDE_FD)) < 0)
+            return false;
+    for (unsigned i = 0; i < count; i++)
+        if (dup2(aside[i], FIRST_FD + (int)i) < 0)
+            return false;
+    return close_range(FIRST_FD + count, ~0U, 0) == 0;
 }
 
 /* ---- the daemon's side ---- */
@@ -140,14 +146,14 @@ struct guard *guard_start(void)
 {
     int fds[2];
     pid_t parent = getpid();
-    if (pipe2(fds, O_CLOEXEC) != 0)
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) != 0)
         return NULL;
     fflush(NULL);
     pid_t pid = fork();
     if (pid == 0) {
         /* Whoever waits for the daemon's output, or its locks, must not wait for us. */
         no_stdio();
-        if (dup2(fds[0], 3) != 3 || close_range(4, ~0U, 0) != 0)
+        if (!keep_only(fds, 1))
             _exit(1);
         guard_main(3, parent);
     }
@@ -157,36 +163,51 @@ struct guard *guard_start(void)
         return NULL;
     }
     struct guard *g = g_new(struct guard, 1);
-    *g = (struct guard){.pid = pid, .pipe_fd = fds[1]};
+    *g = (struct guard){.pid = pid, .socket_fd = fds[1]};
     return g;
 }
 
-void guard_watch(struct guard *g, dev_t dev)
+void guard_watch(struct guard *g, dev_t dev, int fuse_fd)
 {
-    uint64_t number = dev;
-    if (g && write(g->pipe_fd, &number, sizeof(number)) != sizeof(number))
-        g_debug("the guard is gone: %s", g_strerror(errno));
+    char told = 0;
+    int fd = g ? open_abort(dev, fuse_fd) : -1;
+    if (fd < 0)
+        return;
+    int error = fd_message_send(g->socket_fd, &told, sizeof(told), fd);
+    if (error)
+        g_debug("the guard is gone: %s", g_strerror(-error));
+    close(fd);
 }
 
 void guard_stop(struct guard *g)
 {
     if (!g)
         return;
-    close(g->pipe_fd);
+    close(g->socket_fd);
     while (waitpid(g->pid, NULL, 0) < 0 && errno == EINTR)
         ;
     g_free(g);
 }
 
-pid_t guard_start_for(const uint64_t *devs, unsigned count, int end_fd)
+pid_t guard_start_for(const struct guarded *mounts, unsigned count, int end_fd)
 {
+    int fds[1 + GUARDED_MAX] = {end_fd};
+    unsigned kept = 1;
+    for (unsigned i = 0; i < count && i < GUARDED_MAX; i++) {
+        int fd = mounts[i].dev ? open_abort(mounts[i].dev, mounts[i].fuse_fd) : -1;
+        if (fd >= 0)
+            fds[kept++] = fd;
+    }
     fflush(NULL);
     pid_t pid = fork();
     if (pid == 0) {
         no_stdio();
-        if (dup2(end_fd, 3) != 3 || close_range(4, ~0U, 0) != 0)
+        if (!keep_only(fds, kept))
             _exit(1);
-        guard_for_main(3, devs, count);
+        guard_for_main(3, (const int[]){4, 5}, kept - 1);
     }
-    return pid < 0 ? -errno : pid;
+    int error = -errno;
+    for (unsigned i = 1; i < kept; i++)
+        close(fds[i]);
+    return pid < 0 ? error : pid;
 }

@@ -15,7 +15,6 @@
 #ifndef COWFS_FUSE_GUARD_H
 #define COWFS_FUSE_GUARD_H
 
-#include <stdint.h>
 #include <sys/types.h>
 
 struct guard;
@@ -23,15 +22,22 @@ struct guard;
 /* Forks: call it in the process's first thread, before there are others and before descriptors are
  * opened that a child must not keep. NULL if that failed: things are as they would be without. */
 struct guard *guard_start(void);
-/* What to guard: the device number of the mount. */
-void guard_watch(struct guard *g, dev_t dev);
+/* What to guard: the mount of device number `dev`, served through `fuse_fd`. */
+void guard_watch(struct guard *g, dev_t dev, int fuse_fd);
 /* The connection has ended in order. NULL is allowed. */
 void guard_stop(struct guard *g);
 
-/* For a supervisor, while the connections are there: forks a guard that ends those of the mounts
- * `devs` (0: none) when nobody has the other end of the pipe `end_fd` open any more: supervisor and
+/* A connection to the kernel: 0 and -1 for none. */
+struct guarded {
+    dev_t dev;
+    int fuse_fd;
+};
+
+/* For a supervisor, while the connections are there: forks a guard that ends those of the `count`
+ * mounts (at most GUARDED_MAX) when nobody has the other end of the pipe `end_fd` open any more: supervisor and
  * daemons have it. Returns its pid, or a negative errno. To be killed, and waited for, before the
  * connections end. */
-pid_t guard_start_for(const uint64_t *devs, unsigned count, int end_fd);
+enum { GUARDED_MAX = 2 };
+pid_t guard_start_for(const struct guarded *mounts, unsigned count, int end_fd);
 
 #endif

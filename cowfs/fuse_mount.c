@@ -194,6 +194,12 @@ void mounted_find_passthrough(struct mounted *m)
     say_what_is_missing(m, true);
 }
 
+static bool has_ended(const struct mounted *m)
+{
+    struct pollfd device = {.fd = fuse_session_fd(m->mount.session)};
+    return poll(&device, 1, 0) != 0;
+}
+
 int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, struct errmsg *err)
 {
     struct mount *mount = &m->mount;
@@ -226,8 +232,9 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
     if (resumed)
         return 0;
     /* Asks our own workers, which are there. When it has an answer the kernel has taken
-     * ours to INIT, and knows what was agreed. */
-    if (stat(m->point->path, &st) == 0) {
+     * ours to INIT, and knows what was agreed. If it has been unmounted meanwhile, it is something
+     * else that has answered. */
+    if (stat(m->point->path, &st) == 0 && !has_ended(m)) {
         m->dev = st.st_dev;
         atomic_store(&mount->dev, st.st_dev);
         lift_limits(st.st_dev, config->read_ahead_kb);

@@ -109,7 +109,7 @@ static bool wait_for_end(struct session *s)
 static void serve(struct session *s)
 {
     const struct fuse_mount_config *config = s->config;
-    guard_watch(s->guard, s->main.dev);
+    guard_watch(s->guard, s->main.dev, fuse_session_fd(s->main.mount.session));
     early_watch(s->service.early, s->main.dev);
     if (config->handover)
         handover_send(HANDOVER_CONTROL_FD, HANDOVER_READY, NULL, s->service.fs->lock_fd);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* handover.c - see handover.h. */
 #include "cowfs/handover.h"
+#include "cowfs/fd_message.h"
 
 #include <errno.h>
 #include <glib.h>
@@ -9,7 +10,6 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -64,54 +64,13 @@ struct handover *handover_map(int fd)
 int handover_send(int control_fd, enum handover_event event, const char *text, int fd)
 {
     struct handover_message message = {.event = event};
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int))];
-    } control = {0};
-    struct iovec piece = {.iov_base = &message, .iov_len = sizeof(message)};
-    struct msghdr m = {.msg_iov = &piece, .msg_iovlen = 1};
     g_strlcpy(message.text, text ? text : "", sizeof(message.text));
-    if (fd >= 0) {
-        m.msg_control = control.space;
-        m.msg_controllen = sizeof(control.space);
-        struct cmsghdr *c = CMSG_FIRSTHDR(&m);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(c), &fd, sizeof(int));
-    }
-    while (sendmsg(control_fd, &m, MSG_NOSIGNAL) < 0)
-        if (errno != EINTR)
-            return -errno;
-    return 0;
+    return fd_message_send(control_fd, &message, sizeof(message), fd);
 }
 
 int handover_receive(int control_fd, struct handover_message *message, int *fd)
 {
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct iovec piece = {.iov_base = message, .iov_len = sizeof(*message)};
-    struct msghdr m = {
-        .msg_iov = &piece,
-        .msg_iovlen = 1,
-        .msg_control = control.space,
-        .msg_controllen = sizeof(control.space),
-    };
-    *fd = -1;
-    ssize_t got = recvmsg(control_fd, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (got < 0)
-        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-    const struct cmsghdr *c = CMSG_FIRSTHDR(&m);
-    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-        memcpy(fd, CMSG_DATA(c), sizeof(int));
-    if (got == sizeof(*message))
-        return 1;
-    if (*fd >= 0)
-        close(*fd);
-    *fd = -1;
-    return got == 0 ? -EPIPE : -EPROTO;
+    return fd_message_receive(control_fd, message, sizeof(*message), fd);
 }
 
 /* ---- requests that daemons die of ---- */

@@ -225,8 +225,9 @@ static void on_ready(struct supervisor *s, int fd)
     s->served = true;
     /* If this process and the daemon are killed, the flusher may be waiting in the kernel for pages
      * that nobody writes any more; and it has /dev/fuse. */
-    s->guard =
-        guard_start_for((uint64_t[]){s->state->main.dev, s->state->view.dev}, 2, s->guard_fds[0]);
+    const struct guarded mounts[] = {{s->state->main.dev, s->main.fuse_fd},
+                                     {s->state->view.dev, s->view.fuse_fd}};
+    s->guard = guard_start_for(mounts, s->view.session ? 2 : 1, s->guard_fds[0]);
     replace_fd(&s->guard_fds[0], -1);
     if (fd >= 0)
         replace_fd(&s->lock_fd, fcntl(fd, F_DUPFD_CLOEXEC, 0));

@@ -82,22 +82,28 @@ declare -A daemons=()
 
 is_mounted() { grep -qF " $1 " /proc/self/mountinfo; }
 
+# How often a daemon of this test has said that MOUNTPOINT is served.
+times_mounted() {
+    sed -n 's/.*: mounted on //p' "$WORK.daemon.log" | grep -cxF -- "$1"
+}
+
 # mount_up [OPTIONS [STORE MOUNTPOINT]]: in the foreground form, so that what the daemon says, and
 # how it ends, is seen.
 mount_up() {
-    local options=${1:-} store=${2:-$STORE} mnt=${3:-$MNT} pid end
+    local options=${1:-} store=${2:-$STORE} mnt=${3:-$MNT} pid end before
+    touch "$WORK.daemon.log"
+    before=$(times_mounted "$mnt" || true)
     mkdir -p "$mnt"
     "$COWFS" mount -f ${options:+-o "$options"} "$store" "$mnt" \
         </dev/null >>"$WORK.daemon.log" 2>&1 &
     pid=$!
     end=$((SECONDS + 60 * slow))
-    until is_mounted "$mnt"; do
+    # It says so when it is ready: before that it asks the mount itself for something, which is in use then.
+    until [ "$(times_mounted "$mnt" || true)" -gt "$before" ]; do
         kill -0 "$pid" 2>/dev/null || fail "the daemon of $mnt has ended"
         [ "$SECONDS" -lt "$end" ] || fail "$mnt does not get mounted"
         sleep 0.02
     done
-    # Waits for the first answer.
-    stat -f "$mnt" >/dev/null
     # The number of the connection, for clean_up.
     mountpoint -d "$mnt" | sed 's/.*://' >>"$WORK.connections"
     daemons[$mnt]=$pid
