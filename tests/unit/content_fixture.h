@@ -8,6 +8,7 @@
 
 #include "cowfs/clone.h"
 #include "cowfs/file.h"
+#include "tests/unit/suite.h"
 
 #define CHUNK ((size_t)4096)
 
@@ -140,16 +141,6 @@ static inline void seal_all(struct inode *inode, struct cowfs_ioc_seal *total)
         total->deduplicated += io.deduplicated;
         io.offset = io.next;
     } while (io.next);
-}
-
-static inline int run_suite(Suite *suite)
-{
-    SRunner *runner = srunner_create(suite);
-    setbuf(stdout, NULL);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
 #endif

@@ -5,6 +5,7 @@
 #define TESTS_UNIT_MAP_FIXTURE_H
 
 #include "cowfs/blockmap.h"
+#include "tests/unit/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -88,15 +89,6 @@ static inline uint64_t live_nodes(void)
     struct counts_stats stats;
     counts_stats(env.node_counts, &stats);
     return stats.live;
-}
-
-static inline int run_suite(Suite *suite)
-{
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
 #endif

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The book of what is open, over the deaths of those who write it. */
 #include "cowfs/book.h"
+#include "tests/unit/suite.h"
 
 #include <check.h>
 #include <signal.h>
@@ -135,9 +136,5 @@ int main(void)
     tcase_add_test(tcase, rows_are_used_again_and_handles_are_not);
     tcase_add_test(tcase, killed_at_any_moment);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

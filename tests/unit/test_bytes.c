@@ -2,6 +2,7 @@
 /* Integers in records, rounding, zero detection. */
 #include "chunkstore/bytes.h"
 #include "chunkstore/keys.h"
+#include "tests/unit/suite.h"
 
 #include <check.h>
 #include <stdlib.h>
@@ -220,9 +221,5 @@ int main(void)
     tcase_add_test(tcase, overlong_varints_are_refused);
     tcase_add_test(tcase, zero_detection_at_every_place);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

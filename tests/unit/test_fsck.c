@@ -7,6 +7,7 @@
 
 #include "cowfs/names.h"
 #include "tests/quiet_log.h"
+#include "tests/unit/suite.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -534,9 +535,5 @@ int main(void)
     t = tcase_create("unclean");
     tcase_add_test(t, test_unclean);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

@@ -6,6 +6,7 @@
 #include "tests/unit/fsck_expect.h"
 
 #include "chunkstore/content_index.h"
+#include "tests/unit/suite.h"
 
 #include <stdlib.h>
 
@@ -538,9 +539,5 @@ int main(void)
     tcase_set_timeout(t, 60);
     tcase_add_loop_test(t, test_damage, 0, G_N_ELEMENTS(damages));
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

@@ -9,6 +9,7 @@
 #include "cowfs/file.h"
 #include "cowfs/names.h"
 #include "cowfs/sealer.h"
+#include "tests/unit/suite.h"
 
 #include <errno.h>
 #include <linux/falloc.h>
@@ -294,9 +295,5 @@ int main(void)
     tcase_add_test(t, test_threads);
     tcase_add_test(t, test_killed);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

@@ -6,6 +6,7 @@
 #include "cowfs/clone.h"
 #include "cowfs/file.h"
 #include "cowfs/journal.h"
+#include "tests/unit/suite.h"
 
 #include <linux/falloc.h>
 #include <linux/xattr.h>
@@ -484,9 +485,5 @@ int main(void)
     tcase_add_test(tcase, test_resumed_removed);
     tcase_add_test(tcase, test_resumed_end);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -5,6 +5,7 @@
  * Most tests run twice: on RocksDB and in memory, which must not differ.
  */
 #include "tests/unit/metadb_fixture.h"
+#include "tests/unit/suite.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -566,11 +567,5 @@ static Suite *make_suite(void)
 
 int main(void)
 {
-    SRunner *runner = srunner_create(make_suite());
-    /* The numbers that a test prints come before its process may abort. */
-    setbuf(stdout, NULL);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(make_suite());
 }

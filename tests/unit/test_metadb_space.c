@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* metadb: what it takes on disk, and how fast it is. Prints numbers. */
 #include "tests/unit/metadb_fixture.h"
+#include "tests/unit/suite.h"
 
 #include <sys/stat.h>
 
@@ -172,11 +173,5 @@ static Suite *make_suite(void)
 
 int main(void)
 {
-    SRunner *runner = srunner_create(make_suite());
-    /* The numbers that a test prints come before its process may abort. */
-    setbuf(stdout, NULL);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(make_suite());
 }

@@ -2,6 +2,7 @@
 /* Names: what each operation does to directories, links and times. Which error
  * it gives is compared with the kernel's in test_names_random.c. */
 #include "fs_fixture.h"
+#include "tests/unit/suite.h"
 
 #include <linux/fs.h>
 
@@ -476,10 +477,5 @@ static Suite *make_suite(void)
 
 int main(void)
 {
-    SRunner *runner = srunner_create(make_suite());
-    setbuf(stdout, NULL);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(make_suite());
 }

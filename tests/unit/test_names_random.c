@@ -6,6 +6,7 @@
  * fsck says whether what is left fits together.
  */
 #include "fs_fixture.h"
+#include "tests/unit/suite.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -373,10 +374,5 @@ static Suite *make_suite(void)
 
 int main(void)
 {
-    SRunner *runner = srunner_create(make_suite());
-    setbuf(stdout, NULL);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(make_suite());
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Who has which file open, and how; the store and the kernel are played by this file. */
 #include "cowfs/opens.h"
+#include "tests/unit/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -423,9 +424,5 @@ int main(void)
     tcase_add_test(tc, one_waits_for_a_close_that_is_on_its_way);
     tcase_add_loop_test(tc, threads_never_hold_what_excludes_each_other, 0, 2);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

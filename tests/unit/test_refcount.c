@@ -4,6 +4,7 @@
  * overwriting in place never says yes where a roll-back could tell the tale.
  */
 #include "chunkstore/refcount_internal.h"
+#include "tests/unit/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -461,9 +462,5 @@ int main(void)
     tcase_add_test(tc, damaged_records_are_refused_not_obeyed);
     tcase_add_test(tc, unchanged_groups_leave_the_cache_and_come_back);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

@@ -8,6 +8,7 @@
 #include "cowfs/file.h"
 #include "cowfs/names.h"
 #include "cowfs/repair.h"
+#include "tests/unit/suite.h"
 
 #include <errno.h>
 #include <glib/gstdio.h>
@@ -412,9 +413,5 @@ int main(void)
     tcase_add_test(t, nothing_is_changed_before_the_commit);
     tcase_add_loop_test(t, any_damage_can_be_repaired, 0, SEEDS);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

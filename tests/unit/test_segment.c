@@ -10,6 +10,7 @@
 #include "chunkstore/segment.h"
 #include "chunkstore/superblock.h"
 #include "tests/quiet_log.h"
+#include "tests/unit/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -1139,9 +1140,5 @@ int main(void)
     tcase_add_test(tc, damaged_records_are_refused);
     tcase_add_loop_test(tc, random_work_with_crashes, 0, 4);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

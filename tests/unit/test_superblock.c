@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The superblock: made once, refused when anything about it is wrong. */
 #include "chunkstore/superblock.h"
+#include "tests/unit/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -374,9 +375,5 @@ int main(void)
     tcase_add_test(tc, features_of_the_future);
     tcase_add_test(tc, the_lock_is_exclusive_and_dies_with_its_holder);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

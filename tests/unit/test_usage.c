@@ -4,6 +4,7 @@
 
 #include "cowfs/clone.h"
 #include "cowfs/file.h"
+#include "tests/unit/suite.h"
 
 enum { CHUNK = 4096, CHUNKS = 2000 };
 
@@ -128,10 +129,5 @@ static Suite *make_suite(void)
 
 int main(void)
 {
-    SRunner *runner = srunner_create(make_suite());
-    setbuf(stdout, NULL);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(make_suite());
 }

@@ -235,9 +235,5 @@ int main(void)
     tcase_add_test(tc, a_mapping_keeps_no_space);
     tcase_add_test(tc, views_are_dropped_under_readers_and_writers);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

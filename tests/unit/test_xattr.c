@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Extended attributes: as setxattr(2), getxattr(2) and listxattr(2) have them. */
 #include "fs_fixture.h"
+#include "tests/unit/suite.h"
 
 #include <linux/limits.h>
 #include <linux/xattr.h>
@@ -179,10 +180,5 @@ static Suite *make_suite(void)
 
 int main(void)
 {
-    SRunner *runner = srunner_create(make_suite());
-    setbuf(stdout, NULL);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(make_suite());
 }
