@@ -10,6 +10,7 @@
 #include "cowfs/fsck.h"
 #include "cowfs/names.h"
 #include "cowfs/reap.h"
+#include "tests/unit/remove_tree.h"
 
 #include <check.h>
 #include <errno.h>
@@ -31,20 +32,6 @@ const char *__tsan_default_options(void)
 static char *scratch;    /* a directory of each test's own, in memory */
 static char *store_path; /* the store in it */
 static const struct caller root_caller = {0};
-
-static inline void remove_tree(const char *dir)
-{
-    GDir *entries = g_dir_open(dir, 0, NULL);
-    const char *name;
-    while (entries && (name = g_dir_read_name(entries))) {
-        g_autofree char *child = g_build_filename(dir, name, NULL);
-        if (g_unlink(child) != 0)
-            remove_tree(child);
-    }
-    if (entries)
-        g_dir_close(entries);
-    g_rmdir(dir);
-}
 
 static inline void setup(void)
 {

@@ -5,6 +5,7 @@
 #define TESTS_UNIT_MAP_FIXTURE_H
 
 #include "cowfs/blockmap.h"
+#include "tests/unit/remove_tree.h"
 #include "tests/unit/suite.h"
 
 #include <check.h>
@@ -50,17 +51,7 @@ static inline void teardown(void)
     counts_free(env.node_counts);
     segments_close(env.segments);
     metadb_close(env.db);
-    g_autofree char *dir = g_build_filename(scratch, "segments", NULL);
-    GDir *entries = g_dir_open(dir, 0, NULL);
-    const char *name;
-    while (entries && (name = g_dir_read_name(entries))) {
-        g_autofree char *file = g_build_filename(dir, name, NULL);
-        g_unlink(file);
-    }
-    if (entries)
-        g_dir_close(entries);
-    g_rmdir(dir);
-    g_rmdir(scratch);
+    remove_tree(scratch);
     g_free(scratch);
 }
 

@@ -8,6 +8,7 @@
 
 #include "chunkstore/bytes.h"
 #include "chunkstore/metadb.h"
+#include "tests/unit/remove_tree.h"
 
 #include <check.h>
 #include <errno.h>
@@ -34,20 +35,6 @@ static inline void setup(void)
     scratch = g_dir_make_tmp("cowfs-metadb-XXXXXX", NULL);
     ck_assert_ptr_nonnull(scratch);
     path = g_build_filename(scratch, "meta", NULL);
-}
-
-static inline void remove_tree(const char *dir)
-{
-    GDir *entries = g_dir_open(dir, 0, NULL);
-    const char *name;
-    while (entries && (name = g_dir_read_name(entries))) {
-        g_autofree char *child = g_build_filename(dir, name, NULL);
-        if (g_unlink(child) != 0)
-            remove_tree(child);
-    }
-    if (entries)
-        g_dir_close(entries);
-    g_rmdir(dir);
 }
 
 static inline void teardown(void)

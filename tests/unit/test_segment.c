@@ -10,6 +10,7 @@
 #include "chunkstore/segment.h"
 #include "chunkstore/superblock.h"
 #include "tests/quiet_log.h"
+#include "tests/unit/remove_tree.h"
 #include "tests/unit/suite.h"
 
 #include <check.h>
@@ -82,20 +83,6 @@ static void setup(void)
     db = db_new();
     committed = db_new();
     open_segments();
-}
-
-static void remove_tree(const char *dir)
-{
-    GDir *entries = g_dir_open(dir, 0, NULL);
-    const char *name;
-    while (entries && (name = g_dir_read_name(entries))) {
-        g_autofree char *child = g_build_filename(dir, name, NULL);
-        if (g_unlink(child) != 0)
-            remove_tree(child);
-    }
-    if (entries)
-        g_dir_close(entries);
-    g_rmdir(dir);
 }
 
 static void teardown(void)

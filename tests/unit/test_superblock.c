@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The superblock: made once, refused when anything about it is wrong. */
 #include "chunkstore/superblock.h"
+#include "tests/unit/remove_tree.h"
 #include "tests/unit/suite.h"
 
 #include <check.h>
@@ -29,20 +30,6 @@ static void setup(void)
     store = g_build_filename(scratch, "store", NULL);
     file = g_build_filename(store, "superblock", NULL);
     err.text[0] = '\0';
-}
-
-static void remove_tree(const char *dir)
-{
-    GDir *entries = g_dir_open(dir, 0, NULL);
-    const char *name;
-    while (entries && (name = g_dir_read_name(entries))) {
-        g_autofree char *child = g_build_filename(dir, name, NULL);
-        if (g_unlink(child) != 0)
-            remove_tree(child);
-    }
-    if (entries)
-        g_dir_close(entries);
-    g_rmdir(dir);
 }
 
 static void teardown(void)
