@@ -411,6 +411,15 @@ static void reopened_shows_nothing(void)
     end();
 }
 
+/* Nothing is recorded that the next process would do again. */
+static void nothing_after(void (*crash)(void *arg), const struct shape *of)
+{
+    journal_fd = -1;
+    shape = of;
+    in_child(crash, NULL);
+    reopened_shows_nothing();
+}
+
 /* The commit has only the end of "file": so the segment is one that stays, and the slots below
  * are of a group that is in use. */
 static void commit_first(void)
@@ -431,10 +440,7 @@ static void crash_uncommitted(void *arg)
 
 START_TEST(rolled_back)
 {
-    journal_fd = -1;
-    shape = &shapes[_i];
-    in_child(crash_uncommitted, NULL);
-    reopened_shows_nothing();
+    nothing_after(crash_uncommitted, &shapes[_i]);
 }
 END_TEST
 
@@ -451,10 +457,7 @@ static void crash_failed(void *arg)
 
 START_TEST(commit_failed)
 {
-    journal_fd = -1;
-    shape = &shapes[_i];
-    in_child(crash_failed, NULL);
-    reopened_shows_nothing();
+    nothing_after(crash_failed, &shapes[_i]);
 }
 END_TEST
 
