@@ -195,6 +195,27 @@ release() {
     wait "$held"
 }
 
+# ---- as a plain user ---------------------------------------------------------
+
+as_nobody() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
+# He may not be able to go where the binaries are: $user_cowfs is one of a copy that can be replaced.
+# shellcheck disable=SC2034 # the tests use it
+copy_binaries() {
+    mkdir "$WORK/bin"
+    install -m 755 "$COWFS" "$COWFS"d "$WORK/bin"
+    user_cowfs=$WORK/bin/cowfs
+}
+# What he needs, where udev has not seen to it: /dev/fuse that anybody may open. (In the mount
+# namespace of the test.) And where a store and a mount may be of his own.
+# shellcheck disable=SC2034
+open_dev_fuse() {
+    need_tool fusermount3
+    mknod -m 666 "$WORK/fuse" c 10 229
+    mount --bind "$WORK/fuse" /dev/fuse
+    install -d -o 65534 -g 65534 "$WORK/user" "$WORK/user/mnt"
+    user_store=$WORK/user/store user_mnt=$WORK/user/mnt
+}
+
 # ---- running -----------------------------------------------------------------
 
 # need_loop: there are loop devices, or the test is skipped.

@@ -108,7 +108,6 @@ test_tree_survives() {
 # A set-user-ID program that somebody else changes is one no more, whatever way it is written.
 test_setuid_falls() {
     local options how
-    as_nobody() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
     for options in '' nowriteback; do
         mount_up "$options"
         for how in oflag=append oflag=direct conv=fsync; do

@@ -4,30 +4,13 @@
 # shellcheck source=../../scripts/lib/testlib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib/testlib.sh"
 
-# A user may not be able to go where the binaries are.
-copy_binaries() {
-    mkdir "$WORK/bin"
-    install -m 755 "$COWFS" "$COWFS"d "$WORK/bin"
-    user_cowfs=$WORK/bin/cowfs
-}
-as_nobody() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
 need_user_namespaces() { unshare -U true 2>/dev/null || skip "no user namespaces here"; }
 
 # ---- a store of one's own ----------------------------------------------------
 
-# What a plain user needs, where udev has not seen to it: /dev/fuse that anybody may open. (In the
-# mount namespace of the test.)
-open_dev_fuse() {
-    need_tool fusermount3
-    mknod -m 666 "$WORK/fuse" c 10 229
-    mount --bind "$WORK/fuse" /dev/fuse
-    copy_binaries
-    install -d -o 65534 -g 65534 "$WORK/user" "$WORK/user/mnt"
-    user_store=$WORK/user/store user_mnt=$WORK/user/mnt
-}
-
 test_store_of_a_user() {
     open_dev_fuse
+    copy_binaries
     expect 0 as_nobody "$user_cowfs" mount -o passthrough "$user_store" "$user_mnt"
     is_mounted "$user_mnt" || fail "not mounted"
     as_nobody bash -c 'cd "$1" && mkdir d && head -c 5M /dev/urandom >d/a && cp d/a d/b && sync d/a' - \
@@ -57,6 +40,7 @@ test_store_of_a_user() {
 test_end_of_a_users_daemon() {
     local pid
     open_dev_fuse
+    copy_binaries
     # In order by a signal: nothing that was written is lost.
     setpriv --reuid 65534 --regid 65534 --clear-groups "$user_cowfs" mount -f "$user_store" \
         "$user_mnt" </dev/null >>"$WORK.daemon.log" 2>&1 &

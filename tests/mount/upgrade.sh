@@ -10,11 +10,10 @@ why_not_here() { why_no_resume; }
 
 # An installation of its own, so that it can be replaced.
 installed() {
-    mkdir "$WORK/bin"
-    install -m 755 "$COWFS" "$COWFS"d "$WORK/bin"
+    copy_binaries
     version=$("$COWFS" --version)
     version=${version#cowfs }
-    COWFS=$WORK/bin/cowfs
+    COWFS=$user_cowfs
     chmod 755 "$WORK"
 }
 # As a package manager does: the new file takes the name of the old one, which lives on without.
@@ -178,31 +177,27 @@ test_under_load() {
 # Who may: root, and the user who has mounted.
 test_rights() {
     begin
-    expect 1 setpriv --reuid 65534 --regid 65534 --clear-groups "$COWFS" upgrade "$MNT"
+    expect 1 as_nobody "$COWFS" upgrade "$MNT"
     assert_contains "$ERR" "not permitted"
     assert_eq "$(daemon_pid)" "$first" "who serves"
     end
 }
 
 test_store_of_a_user() {
-    local user=(setpriv --reuid 65534 --regid 65534 --clear-groups)
-    need_tool fusermount3
-    mknod -m 666 "$WORK/fuse" c 10 229
-    mount --bind "$WORK/fuse" /dev/fuse
+    open_dev_fuse
     installed
-    install -d -o 65534 -g 65534 "$WORK/user" "$WORK/user/mnt"
-    STORE=$WORK/user/store MNT=$WORK/user/mnt
-    expect 0 "${user[@]}" "$COWFS" mount -o supervise "$STORE" "$MNT"
-    "${user[@]}" bash -c 'echo text >"$1"' - "$MNT/a"
+    STORE=$user_store MNT=$user_mnt
+    expect 0 as_nobody "$COWFS" mount -o supervise "$STORE" "$MNT"
+    as_nobody bash -c 'echo text >"$1"' - "$MNT/a"
     next_version
-    expect 0 "${user[@]}" "$COWFS" upgrade "$MNT"
+    expect 0 as_nobody "$COWFS" upgrade "$MNT"
     assert_contains "$OUT" "version $next"
-    assert_eq "$("${user[@]}" cat "$MNT/a")" text
+    assert_eq "$(as_nobody cat "$MNT/a")" text
     # A death is not noticed, either.
     kill -KILL "$(pgrep -f "^cowfs serve .*-- $STORE $MNT\$")"
-    assert_eq "$("${user[@]}" cat "$MNT/a")" text
-    expect 0 "${user[@]}" "$COWFS" umount "$MNT"
-    expect 0 "${user[@]}" "$COWFS" fsck --check-data "$STORE"
+    assert_eq "$(as_nobody cat "$MNT/a")" text
+    expect 0 as_nobody "$COWFS" umount "$MNT"
+    expect 0 as_nobody "$COWFS" fsck --check-data "$STORE"
 }
 
 test_without_a_supervisor() {
