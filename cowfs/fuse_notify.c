@@ -41,6 +41,12 @@ struct notifier {
     bool stop;        /* when there is nothing left */
 };
 
+/* As g_get_monotonic_time. */
+static int64_t in_s(int seconds)
+{
+    return g_get_monotonic_time() + (int64_t)seconds * G_USEC_PER_SEC;
+}
+
 /* ino 0: not known. With a supervisor the flusher does it: it may have to wait in the kernel. */
 static void drop_name(struct mount *m, uint64_t dir, uint64_t ino, const char *name)
 {
@@ -142,14 +148,14 @@ static void ask(struct notifier *n)
     bool done = ask_what_is_known(n->mount);
     pthread_mutex_lock(&n->lock);
     /* What is deleted later is not forgotten by a kernel that has never heard of it. */
-    n->ask_us = g_get_monotonic_time() + (done ? ASK_ANEW_S : ASK_AGAIN_S) * G_USEC_PER_SEC;
+    n->ask_us = in_s(done ? ASK_ANEW_S : ASK_AGAIN_S);
 }
 
 static void wait_for_work(struct notifier *n)
 {
     int64_t until_us = n->ask_us;
     if (n->mount->view && !n->no_prune) {
-        int64_t next_us = g_get_monotonic_time() + VIEW_EVERY_S * G_USEC_PER_SEC;
+        int64_t next_us = in_s(VIEW_EVERY_S);
         until_us = until_us ? MIN(until_us, next_us) : next_us;
     }
     struct timespec until = {
@@ -200,7 +206,7 @@ struct notifier *notifier_new(struct mount *m)
     struct notifier *n = g_new0(struct notifier, 1);
     n->mount = m;
     if (m->link && m->link->dev) /* an earlier daemon has served it */
-        n->ask_us = g_get_monotonic_time() + ASK_AFTER_S * G_USEC_PER_SEC;
+        n->ask_us = in_s(ASK_AFTER_S);
     pthread_mutex_init(&n->lock, NULL);
     pthread_condattr_t clock;
     pthread_condattr_init(&clock);

@@ -64,7 +64,7 @@ void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
         atomic_store(&mount_of(req)->debug_die, true);
     if (mount_of(req)->debug_faults && g_str_has_prefix(name, "user.cowfs-die-at-"))
         book_die_at(mount_of(req)->service->book,
-                    (enum book_point)atoi(name + strlen("user.cowfs-die-at-")));
+                    (enum book_point)strtol(name + strlen("user.cowfs-die-at-"), NULL, 10));
     if (mount_of(req)->debug_faults && strcmp(name, "user.cowfs-commits") == 0) {
         get_commits(req, size);
         return;
