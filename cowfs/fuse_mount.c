@@ -209,7 +209,6 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
     if (config->io_uring_depth)
         start_rings(m, config->io_uring_depth, max_threads);
     mount->seeker = seeker_new(mount);
-    mount->notifier = notifier_new(mount);
     /* An earlier daemon has mounted. Before a request is taken: what this one has begun would be
      * sent again, too, and be done twice, at the same time. */
     bool resumed = mount->link && mount->link->dev;
@@ -218,6 +217,7 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
         atomic_store(&mount->dev, m->dev);
         fuse_resume_ask(mount->session);
     }
+    mount->notifier = notifier_new(mount); /* sees what is sent again */
     if (mount->seeker && mount->notifier)
         m->loop = fuse_loop_start(mount, max_threads, m->ended_fd);
     if (!m->loop)

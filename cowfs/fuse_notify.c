@@ -20,20 +20,28 @@
 #include "cowfs/fuse_flush.h"
 #include "cowfs/fuse_ops.h"
 #include "cowfs/handover.h"
+#include "cowfs/journal.h"
 #include "cowfs/reap.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
 
-/* Who has got his answer from the last daemon has run by then, and told the kernel of his file. */
-enum { ASK_AFTER_S = 10, ASK_AGAIN_S = 1, ASK_ANEW_S = 30, VIEW_EVERY_S = 1 };
+/*
+ * Who has got his answer from the last daemon has run by then, and told the kernel of his file.
+ * Of what has had no links for as long as that, the kernel can be asked at once: else daemons that
+ * die before would pass on ever more files, and each looks through them before it serves.
+ */
+#define ASK_AFTER_US INT64_C(10000000)
+enum { ASK_FIRST_MS = 10, ASK_AGAIN_S = 1, ASK_ANEW_S = 30, VIEW_EVERY_S = 1 };
 
 struct notifier {
     struct mount *mount;
-    int64_t ask_us; /* when to ask what is known; 0: not */
-    bool left;      /* of a view: there are deleted files that its kernel knew of */
-    bool no_prune;  /* it cannot be told to forget (before Linux 6.18) */
+    int64_t ask_us;    /* when to ask what is known; 0: not */
+    int64_t begun_us;  /* what the last daemon has answered it has answered before */
+    unsigned early_ms; /* until it is tried again, where that was too early for all */
+    bool left;         /* of a view: there are deleted files that its kernel knew of */
+    bool no_prune;     /* it cannot be told to forget (before Linux 6.18) */
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -82,26 +90,47 @@ static void deletion_free(struct deletion *d)
     g_free(d);
 }
 
+struct asking {
+    struct notifier *notifier;
+    bool quiet; /* no requests are left that are served for the second time */
+    int64_t now_us;
+};
+
+/* Whether all who were told of that file have told the kernel by now. */
+static bool may_ask(const struct asking *a, uint64_t ino)
+{
+    struct mount *m = a->notifier->mount;
+    int64_t since_us = journal_orphan_since(m->fs->journal, ino, a->now_us);
+    if (a->now_us - a->notifier->begun_us >= ASK_AFTER_US)
+        return true;
+    return a->now_us - since_us >= ASK_AFTER_US && !inode_is_known(m->fs->inodes, ino, m->slot);
+}
+
 static bool forget_unknown(void *arg, uint64_t ino)
 {
-    struct mount *m = arg;
+    const struct asking *a = arg;
+    struct mount *m = a->notifier->mount;
     if (fuse_session_exited(m->session))
         return false;
     /* Not by ourselves: the kernel may be about to drop it, and wait for us with that. */
-    if (flusher_inval(m->flush_fd, ino, -1, 0) == -ENOENT)
+    if (may_ask(a, ino) && a->quiet && flusher_inval(m->flush_fd, ino, -1, 0) == -ENOENT)
         mount_forget(m, ino, 0);
     return true;
 }
 
-/* False: there are requests yet that are served for the second time. */
-static bool ask_what_is_known(struct mount *m)
+/* False: it is too early for any of them. */
+static bool ask_what_is_known(struct notifier *n)
 {
+    struct mount *m = n->mount;
     struct pollfd queue = {.fd = fuse_session_fd(m->session), .events = POLLIN};
     bool all_read = atomic_load(&m->resent_over) || poll(&queue, 1, 0) == 0;
-    if (!all_read || atomic_load(&m->resent_in_service))
-        return false;
-    reaper_each_orphan(m->fs, forget_unknown, m);
-    return true;
+    struct asking a = {
+        .notifier = n,
+        .quiet = all_read && !atomic_load(&m->resent_in_service),
+        .now_us = g_get_monotonic_time(),
+    };
+    reaper_each_orphan(m->fs, forget_unknown, &a);
+    return a.quiet;
 }
 
 static int prune(struct mount *m, uint64_t ino)
@@ -145,10 +174,16 @@ static void look_after_view(struct notifier *n)
 static void ask(struct notifier *n)
 {
     pthread_mutex_unlock(&n->lock);
-    bool done = ask_what_is_known(n->mount);
+    int64_t now_us = g_get_monotonic_time();
+    bool done = ask_what_is_known(n);
     pthread_mutex_lock(&n->lock);
-    /* What is deleted later is not forgotten by a kernel that has never heard of it. */
-    n->ask_us = in_s(done ? ASK_ANEW_S : ASK_AGAIN_S);
+    if (now_us - n->begun_us >= ASK_AFTER_US) {
+        /* What is deleted later is not forgotten by a kernel that has never heard of it. */
+        n->ask_us = in_s(done ? ASK_ANEW_S : ASK_AGAIN_S);
+        return;
+    }
+    n->early_ms = done ? ASK_AGAIN_S * 1000 : MIN(2 * n->early_ms, ASK_AGAIN_S * 1000);
+    n->ask_us = now_us + n->early_ms * INT64_C(1000);
 }
 
 static void wait_for_work(struct notifier *n)
@@ -205,8 +240,10 @@ struct notifier *notifier_new(struct mount *m)
 {
     struct notifier *n = g_new0(struct notifier, 1);
     n->mount = m;
+    n->begun_us = g_get_monotonic_time();
+    n->early_ms = ASK_FIRST_MS;
     if (m->link && m->link->dev) /* an earlier daemon has served it */
-        n->ask_us = in_s(ASK_AFTER_S);
+        n->ask_us = n->begun_us + ASK_FIRST_MS * INT64_C(1000);
     pthread_mutex_init(&n->lock, NULL);
     pthread_condattr_t clock;
     pthread_condattr_init(&clock);

@@ -105,6 +105,8 @@ void mount_fill_entry(struct mount *m, struct inode *inode, struct fuse_entry_pa
     };
     inode_stat(inode, &entry->attr);
     inode_lookup_inc(inode, m->slot);
+    if (entry->attr.st_nlink == 0)
+        journal_orphan_again(m->fs->journal, inode->ino);
 }
 
 void mount_forget(struct mount *m, uint64_t ino, uint64_t nlookup)

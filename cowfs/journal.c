@@ -2,7 +2,7 @@
 /*
  * journal.c - the memory of the journal.
  *
- *     header | ring of completions | area 0 | area 1 | area 2
+ *     header | ring of completions | orphans | area 0 | area 1 | area 2
  *
  * An area holds records, one after the other, from its beginning to its `tail`. A whole
  * transaction is published by one store of the tail, and it is published before its
@@ -69,11 +69,13 @@ struct header {
 #define AREAS_OFFSET (UINT64_C(1) << 20)
 #define AREA_BYTES (UINT64_C(256) << 20) /* of address space; memory is taken as it is used */
 #define KEEP_BYTES (UINT64_C(1) << 20)   /* of a free area, so that it need not be taken again */
+/* Older programs leave these alone, and did not write there. */
+#define ORPHANS_OFFSET (AREAS_OFFSET - JOURNAL_ORPHANS * sizeof(struct journal_orphan))
 #define TOTAL_BYTES (AREAS_OFFSET + AREAS * AREA_BYTES)
 
 G_STATIC_ASSERT(sizeof(struct header) <= RING_OFFSET);
 G_STATIC_ASSERT(RING_OFFSET + JOURNAL_COMPLETIONS * sizeof(struct completion_entry) <=
-                AREAS_OFFSET);
+                ORPHANS_OFFSET);
 
 struct journal {
     int fd; /* the caller's */
@@ -97,6 +99,11 @@ int journal_memory_new(void)
 static uint8_t *area_data(const struct journal *j, int area)
 {
     return j->memory + AREAS_OFFSET + (uint64_t)area * AREA_BYTES;
+}
+
+struct journal_orphan *journal_orphans(const struct journal *j)
+{
+    return (struct journal_orphan *)(void *)(j->memory + ORPHANS_OFFSET);
 }
 
 static int find_area(const struct journal *j, uint64_t seq)
@@ -173,6 +180,7 @@ static void start_anew(struct journal *j, const struct journal_state *state, boo
         area_free(j, i);
     if (!keep_completed)
         forget_completed(j);
+    memset(journal_orphans(j), 0, JOURNAL_ORPHANS * sizeof(struct journal_orphan));
     atomic_store(&h->data_failed, 0);
     memcpy(h->uuid, state->uuid, sizeof(h->uuid));
     h->id = draw_id();

@@ -75,4 +75,18 @@ bool journal_find_completed(struct journal *j, uint64_t unique, struct journal_c
 /* Forgets them all: a new connection numbers its requests anew. */
 void journal_forget_completed(struct journal *j);
 
+/*
+ * ---- Since when a file has had no links ----
+ *
+ * Whether the kernel still knows such a file can be asked some time after the last answer that
+ * named it (fuse_notify.c): where daemons die faster than that time goes by, each would leave files
+ * that nobody knows to the next one. So the memory has it, of some thousands.
+ */
+
+/* Since when (us, as g_get_monotonic_time) it is known that the inode has no links: now_us, if it
+ * was not known yet, and from then on that is what it says. Never too early. */
+int64_t journal_orphan_since(struct journal *j, uint64_t ino, int64_t now_us);
+/* The inode gets a link, or the kernel is told of it: what was known does not count. */
+void journal_orphan_again(struct journal *j, uint64_t ino);
+
 #endif

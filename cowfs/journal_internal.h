@@ -3,6 +3,7 @@
  * journal_internal.h - what the library itself does with a journal.
  *
  *   journal.c         the memory: areas, publishing, completions
+ *   journal_orphans.c since when files have had no links
  *   journal_record.c  the records: gathering, encoding, decoding
  *   replay.c          doing again what is in it
  */
@@ -44,6 +45,15 @@ uint64_t journal_flip(struct journal *j, struct txn *txn);
 void journal_durable(struct journal *j);
 /* txn_exit's. */
 void journal_publish(void *fs);
+
+/* Of the inode with that number (0: none): since when it has had no links. In the memory; all zero
+ * at first. */
+struct journal_orphan {
+    _Atomic uint64_t ino;
+    _Atomic int64_t since_us;
+};
+enum { JOURNAL_ORPHANS = 4096 };
+struct journal_orphan *journal_orphans(const struct journal *j);
 
 /* ---- the records (journal_record.c) ---- */
 

@@ -283,8 +283,10 @@ int names_link(struct fs *fs, uint64_t ino, uint64_t dir_ino, const char *name, 
         goto out;
     uint32_t mode = inode_mode(inode);
     txn_enter(fs->txn);
-    if (inode->attr.nlink == 0)
+    if (inode->attr.nlink == 0) {
         inode_clear_orphan(inode);
+        journal_orphan_again(fs->journal, ino);
+    }
     pthread_mutex_lock(&inode->attr_lock);
     inode->attr.nlink++;
     inode->attr.linkable = false;

@@ -6,7 +6,8 @@
  * give, while this one kills the daemon with SIGKILL at random moments. None of them may
  * see an error, a wrong byte, an operation that is lost or done twice. Prints the pauses:
  * from the kill until a request that was made after it is answered; and of that, until the
- * process was gone, which is the kernel's doing.
+ * process was gone, which is the kernel's doing. Of each hundred kills, too: pauses must not grow
+ * with the number of daemons that have died.
  *
  * MOUNT is the root of the mount; what is made lies in MOUNT/torture.
  */
@@ -28,6 +29,7 @@ enum {
     ENTRIES = 300,
     JOBS_MAX = 32,
     LONG_PAUSE_MS = 500,
+    TOLD_TOGETHER = 100, /* kills */
 };
 
 struct shared {
@@ -431,11 +433,22 @@ static struct pause kill_once(int root, pid_t *daemon)
     return pause;
 }
 
+/* Sorts them. */
 static void print_pauses(const char *what, double *ms, unsigned count)
 {
     qsort(ms, count, sizeof(*ms), compare);
     printf("%s: median %.1f ms, 99 %% below %.1f, worst %.1f\n", what, ms[count / 2],
            ms[count * 99 / 100], ms[count - 1]);
+    fflush(stdout);
+}
+
+static void print_pauses_to(unsigned done, const double *ms)
+{
+    double last[TOLD_TOGETHER];
+    char what[64];
+    memcpy(last, ms + done - TOLD_TOGETHER, sizeof(last));
+    snprintf(what, sizeof(what), "kills %u to %u, pause", done - TOLD_TOGETHER + 1, done);
+    print_pauses(what, last, TOLD_TOGETHER);
 }
 
 static bool all_alive(const pid_t *pids)
@@ -479,6 +492,8 @@ int main(int argc, char **argv)
         if (pause.all > LONG_PAUSE_MS)
             printf("kill %u: %.1f ms, until the process was gone %.1f\n", done, pause.all,
                    pause.dying);
+        if (done % TOLD_TOGETHER == 0)
+            print_pauses_to(done, pauses);
         failed = !all_alive(pids);
     }
     atomic_store(&shared->stop, true);

@@ -5,7 +5,7 @@
 
 #include "cowfs/clone.h"
 #include "cowfs/file.h"
-#include "cowfs/journal.h"
+#include "cowfs/journal_internal.h"
 #include "tests/unit/suite.h"
 
 #include <linux/falloc.h>
@@ -430,6 +430,49 @@ START_TEST(test_resumed)
 }
 END_TEST
 
+static void crash_with_orphans(void *arg)
+{
+    (void)arg;
+    struct fs *fs = open_journaled(false);
+    struct journal *j = fs->journal;
+    struct inode *inode;
+    ck_assert_int_eq(names_tmpfile(fs, ROOT_INO, S_IFREG | 0600, &root_caller, &inode), 0);
+    told[0] = inode->ino;
+    ck_assert_int_eq(journal_orphan_since(j, inode->ino, 1000), 1000);
+    ck_assert_int_eq(journal_orphan_since(j, 70, 2000), 2000);
+    ck_assert_int_eq(journal_orphan_since(j, 71, 3000), 3000);
+    journal_orphan_again(j, 71);
+    ck_assert_int_eq(fs_commit(fs), 0);
+    _exit(0);
+}
+
+/* The next processes know since when a file has had no links, but not of one that was linked, or told
+ * the kernel of, in between. */
+START_TEST(test_orphans)
+{
+    in_child(crash_with_orphans, NULL);
+    struct fs *fs = open_journaled(true);
+    struct journal *j = fs->journal;
+    ck_assert_int_eq(journal_orphan_since(j, told[0], 9000), 1000);
+    ck_assert_int_eq(journal_orphan_since(j, 70, 9000), 2000);
+    ck_assert_int_eq(journal_orphan_since(j, 71, 9000), 9000);
+    ck_assert_int_eq(link_as(fs, told[0], ROOT_INO, "linked"), 0);
+    ck_assert_int_eq(journal_orphan_since(j, told[0], 9500), 9500);
+    ck_assert_int_eq(journal_orphan_since(NULL, 70, 9500), 9500);
+    /* Of two that have one place the last one counts; never is it too early. */
+    uint64_t same_place = 70 + JOURNAL_ORPHANS;
+    journal_orphan_again(j, same_place);
+    ck_assert_int_eq(journal_orphan_since(j, 70, 9600), 2000);
+    ck_assert_int_eq(journal_orphan_since(j, same_place, 9700), 9700);
+    ck_assert_int_eq(journal_orphan_since(j, 70, 9800), 9800);
+    close_store(fs);
+    /* In order: numbers of another history may be the same. */
+    fs = open_journaled(false);
+    ck_assert_int_eq(journal_orphan_since(fs->journal, 70, 9900), 9900);
+    close_store(fs);
+}
+END_TEST
+
 static void crash_after_removal(void *arg)
 {
     (void)arg;
@@ -482,6 +525,7 @@ int main(void)
     tcase_add_test(tcase, test_unanswered);
     tcase_add_test(tcase, test_requests);
     tcase_add_test(tcase, test_resumed);
+    tcase_add_test(tcase, test_orphans);
     tcase_add_test(tcase, test_resumed_removed);
     tcase_add_test(tcase, test_resumed_end);
     suite_add_tcase(suite, tcase);
