@@ -135,7 +135,8 @@ fsck_clean() {
 }
 
 # With -o supervise, the process that serves: a child of the one that mount_up has started.
-daemon_pid() { pgrep -P "${daemons[$MNT]}" cowfsd; }
+# The oldest: the guard, forked when the first serves, has the same name for a moment.
+daemon_pid() { pgrep -o -P "${daemons[$MNT]}" cowfsd; }
 is_another() {
     local pid
     pid=$(daemon_pid) && [ "$pid" != "$1" ]

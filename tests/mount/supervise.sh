@@ -265,7 +265,7 @@ test_clean_up_leaves_others_alone() {
     mkdir "$other" "$other/mnt"
     mount_up supervise "$other/store" "$other/mnt"
     kill -STOP "${daemons[$other/mnt]}"
-    kill -KILL "$(pgrep -P "${daemons[$other/mnt]}" cowfsd)"
+    kill -KILL "$(pgrep -o -P "${daemons[$other/mnt]}" cowfsd)"
     (set +e && trap - ERR && clean_up "$other" 1)
     unset "daemons[$other/mnt]"
     ! is_mounted "$other/mnt" || fail "still mounted"
