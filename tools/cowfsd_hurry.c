@@ -7,7 +7,10 @@
  * 20 others that wanted the two processors it took 82 ms until it served (median of 40), and 16 ms so.
  *
  * The kernel lets real-time threads have 95 % of each second, and stops them for what is left of
- * it, which may be nearly all. So where daemons die all the time only the first of them hurry.
+ * it, which may be nearly all. So where daemons die all the time only the first of them hurry: as
+ * long as there is room for one more in that second. Of 500 kills, one about every 75 ms of service
+ * (mount_torture MOUNT 500 150, both at once, load 25 to 40), 99 % of the pauses were below 515 ms
+ * where 0.4 s of each second were given to that, and below 219 ms with 0.75 s.
  * And the parent is no such thread: it would wait(2), at times, for a thread of the child that
  * has told of its death and not quite left the processor, and keep it from that (seen: 0.95 s).
  */
@@ -19,7 +22,7 @@
 #include <stdbool.h>
 
 #define WINDOW_US INT64_C(1000000)
-#define IN_WINDOW_MAX_US INT64_C(400000)
+#define IN_WINDOW_MAX_US INT64_C(750000)
 
 static int set_policy(pid_t thread, int policy)
 {
