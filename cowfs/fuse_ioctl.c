@@ -434,10 +434,11 @@ static int do_upgrade(struct call *c)
     g_strlcpy(io->program_version, COWFS_VERSION, sizeof(io->program_version));
     io->reason[0] = '\0';
     if (!c->mount->handover)
-        g_strlcpy(io->reason,
-                  "the mount was made without the option supervise: unmount it, and mount it again"
-                  " by the version that is installed now",
-                  sizeof(io->reason));
+        g_strlcpy(
+            io->reason,
+            "the mount has no supervisor (nosupervise, io_uring): unmount it, and mount it again"
+            " by the version that is installed now",
+            sizeof(io->reason));
     else if (!go)
         upgrade_verify(io->reason, sizeof(io->reason));
     else if (upgrade_check(io->reason, sizeof(io->reason)) == 0)

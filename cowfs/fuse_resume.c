@@ -44,7 +44,7 @@ static int take_init(int fuse_fd, struct handover_link *link, const char *path, 
                           path);
     const struct fuse_init_in *init = (const void *)(request + sizeof(*in));
     if (!(init->flags2 & RESEND_FLAG_2))
-        return errmsg_set(err, -ENOTSUP, "the kernel is older than Linux 6.9");
+        return errmsg_set(err, -ENOTSUP, "%s: the kernel is older than Linux 6.9", path);
     memcpy(link->init, request, (size_t)got);
     link->init_bytes = (uint32_t)got;
     return 0;

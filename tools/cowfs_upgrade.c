@@ -10,18 +10,19 @@
 
 enum { TIMEOUT_S = 120, POLL_MS = 5 };
 
-static const char help[] = "Usage: cowfs upgrade MOUNTPOINT...\n"
-                           "The version of cowfs that is installed now goes on with a mount, in "
-                           "the place of the one that\n"
-                           "serves it. Files stay open, virtual machines run on: they wait for a "
-                           "moment. Nothing is changed\n"
-                           "if the new version says that it cannot. For mounts with a supervisor "
-                           "(mount option supervise).\n"
-                           "\n"
-                           "  -h, --help  show this help\n"
-                           "\n"
-                           "Example:\n"
-                           "  cmake --install build && cowfs upgrade /var/lib/vms\n";
+static const char help[] =
+    "Usage: cowfs upgrade MOUNTPOINT...\n"
+    "The version of cowfs that is installed now goes on with a mount, in "
+    "the place of the one that\n"
+    "serves it. Files stay open, virtual machines run on: they wait for a "
+    "moment. Nothing is changed\n"
+    "if the new version says that it cannot. Not for mounts with the options\n"
+    "nosupervise or io_uring.\n"
+    "\n"
+    "  -h, --help  show this help\n"
+    "\n"
+    "Example:\n"
+    "  cmake --install build && cowfs upgrade /var/lib/vms\n";
 
 static bool ask(int fd, const char *path, uint32_t flags, struct cowfs_ioc_upgrade *io)
 {

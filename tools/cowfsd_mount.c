@@ -234,24 +234,24 @@ static GPtrArray *daemon_words(const struct daemon *d, const struct mount_option
 
 static int run_process(struct daemon *d, const struct mount_options *o, const struct paths *paths)
 {
-    if (!o->supervise)
+    if (!o->supervise) {
+        if (!o->nosupervise)
+            g_message("%s: over io_uring a mount does not survive its daemon", paths->mountpoint);
         return run_daemon(d, o, paths);
+    }
     GPtrArray *words = daemon_words(d, o, paths);
     struct supervise_config config = {
         .point = {.path = paths->mountpoint, .fuse_options = o->fuse->str},
         .view = {.path = paths->view, .fuse_options = o->view_fuse->str},
         .store_path = paths->store,
         .daemon_argv = (char **)words->pdata,
+        .optional = !o->supervise_asked,
         .tell = on_verdict,
         .arg = d,
     };
     int status = supervise(&config);
     g_ptr_array_free(words, TRUE);
-    if (status >= 0)
-        return status;
-    g_warning("%s: the kernel is older than Linux 6.9: the mount will not survive its daemon",
-              paths->mountpoint);
-    return run_daemon(d, o, paths);
+    return status >= 0 ? status : run_daemon(d, o, paths);
 }
 
 static int run_in_background(const struct mount_options *o, const struct paths *paths)

@@ -17,7 +17,7 @@ enum { VIEW_BYTES = 64 * 1024 };
  * exclude each other (docs/DESIGN.md tells what each is good for). */
 enum { PASSTHROUGH_DEFAULT = false };
 /* Whether the mount survives its daemon if no option says. */
-enum { SUPERVISE_DEFAULT = false };
+enum { SUPERVISE_DEFAULT = true };
 
 const char mount_options_help[] =
     "Options of cowfs:\n"
@@ -44,9 +44,9 @@ const char mount_options_help[] =
     "  io_uring_depth=N   the same, with room for N requests for each CPU (default 8, 1 MiB each)\n"
     "  supervise          the mount survives its daemon: when that dies, or is upgraded, a new "
     "one\n"
-    "                     goes on, and who uses files waits meanwhile. Needs Linux 6.9. Not with\n"
-    "                     io_uring\n"
-    "  nosupervise        the mount ends with its daemon (default)\n"
+    "                     goes on, and who uses files waits meanwhile (default, where it can be\n"
+    "                     had: it needs Linux 6.9, and there is none with io_uring)\n"
+    "  nosupervise        the mount ends with its daemon\n"
     "  threads=N          serve at most so many requests at once (default 16)\n"
     "  read_ahead=SIZE    read-ahead of the kernel (default 512K; 0: the kernel's own)\n"
     "  log=LEVEL          error, warning, info (default) or debug; goes to syslog, with -f to\n"
@@ -212,8 +212,8 @@ static int set_supervise(struct mount_options *o, const char *name, const char *
                          struct errmsg *err)
 {
     (void)value, (void)err;
-    o->supervise = name[0] != 'n';
-    o->nosupervise = !o->supervise;
+    o->supervise_asked = name[0] != 'n';
+    o->nosupervise = !o->supervise_asked;
     return 0;
 }
 
@@ -465,12 +465,13 @@ int mount_options_settle(struct mount_options *o, struct errmsg *err)
         return errmsg_set(err, -EINVAL,
                           "options view and ro: a view is for what another mount writes; ro and"
                           " passthrough go together on one mount");
-    if (o->supervise && o->io_uring_depth)
+    if (o->supervise_asked && o->io_uring_depth)
         return errmsg_set(err, -EINVAL,
                           "options supervise and io_uring: the kernel does not send again what is"
                           " under way over io_uring when the daemon dies, so those who wait for it"
                           " would hang");
-    o->supervise |= SUPERVISE_DEFAULT && !o->nosupervise && !o->io_uring_depth;
+    o->supervise =
+        o->supervise_asked || (SUPERVISE_DEFAULT && !o->nosupervise && !o->io_uring_depth);
     o->passthrough |= PASSTHROUGH_DEFAULT && !o->writeback;
     o->writeback = !o->passthrough && !o->nowriteback;
     return 0;

@@ -17,10 +17,11 @@ struct mount_options {
     unsigned max_read_bytes;                  /* 0: no limit */
     GLogLevelFlags log_level;
     bool allow_other, own_fsname;
-    bool supervise, nosupervise; /* as said, the later one; after settle, supervise decides */
-    GPtrArray *lists;            /* as given */
-    bool sloppy;                 /* as given with the last one */
-    GString *fuse, *view_fuse;   /* for libfuse and the kernel, comma separated, escaped */
+    bool supervise_asked, nosupervise; /* as said, the later one */
+    bool supervise;                    /* from settle on: whether to try */
+    GPtrArray *lists;                  /* as given */
+    bool sloppy;                       /* as given with the last one */
+    GString *fuse, *view_fuse;         /* for libfuse and the kernel, comma separated, escaped */
 };
 
 void mount_options_init(struct mount_options *o);

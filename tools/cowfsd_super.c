@@ -508,10 +508,7 @@ static void guard_end(struct supervisor *s)
 static int mount_all(struct supervisor *s, struct errmsg *err)
 {
     const struct supervise_config *config = s->config;
-    int error = make_handover(s);
-    if (error)
-        return errmsg_set(err, error, "%s: %s", config->point.path, g_strerror(-error));
-    error = premount(&s->main, &config->point, &s->state->main, err);
+    int error = premount(&s->main, &config->point, &s->state->main, err);
     if (!error && config->view.path)
         error = premount(&s->view, &config->view, &s->state->view, err);
     return error;
@@ -521,11 +518,21 @@ static int mount_and_run(struct supervisor *s)
 {
     const struct supervise_config *config = s->config;
     struct errmsg err = {0};
-    int error = mount_all(s, &err);
+    int error = make_handover(s);
+    bool without = error && config->optional;
+    if (error) {
+        errmsg_set(&err, error, "%s: what it takes to restart the daemon: %s", config->point.path,
+                   g_strerror(-error));
+    } else {
+        error = mount_all(s, &err);
+        without = error == -ENOTSUP;
+    }
     if (!error) {
         protect_process();
         run(s);
-    } else if (error != -ENOTSUP) {
+    } else if (without) {
+        g_warning("%s: the mount will not survive its daemon", err.text);
+    } else {
         config->tell(config->arg, err.text);
         end_with(s, EXIT_FAILED);
     }
@@ -534,7 +541,7 @@ static int mount_and_run(struct supervisor *s)
     premount_end(&s->main);
     if (s->verdict)
         config->tell(config->arg, s->verdict);
-    return error == -ENOTSUP ? -1 : s->status;
+    return without ? -1 : s->status;
 }
 
 int supervise(const struct supervise_config *config)

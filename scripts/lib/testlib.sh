@@ -134,15 +134,17 @@ fsck_clean() {
         >/dev/null || fail "fsck $store: $(json '.findings |= .[:20]' <<<"$OUT") $ERR"
 }
 
-# With -o supervise, the process that serves: a child of the one that mount_up has started.
+# With a supervisor, the process that serves: a child of the one that mount_up has started.
 # The oldest: the guard, forked when the first serves, has the same name for a moment.
 daemon_pid() { pgrep -o -P "${daemons[$MNT]}" cowfsd; }
+# The same; without a supervisor (nosupervise, io_uring, old kernels) the one that was started.
+serving_pid() { daemon_pid || echo "${daemons[$MNT]}"; }
 is_another() {
     local pid
     pid=$(daemon_pid) && [ "$pid" != "$1" ]
 }
 
-# kill_daemon [MOUNTPOINT]: without a word. What is mounted there gives errors from then on; as long
+# kill_daemon [MOUNTPOINT]: without a word. The mount has to be without a supervisor (nosupervise). What is mounted there gives errors from then on; as long
 # as somebody may still write to it, it must stay (or he would write to what is below).
 kill_daemon() {
     local mnt=${1:-$MNT} pid

@@ -86,7 +86,7 @@ test_clones_share() {
 }
 
 test_public() {
-    users seal=off
+    users nosupervise,seal=off
     mkdir "$MNT/images"
     cp "$WORK/text" "$MNT/images/golden"
     put 1001 "$MNT/alice/before"
@@ -101,12 +101,12 @@ test_public() {
     stored_is $((2 * size))
     # It outlives the daemon, from when the command returns.
     crash
-    mount_up seal=off
+    mount_up nosupervise,seal=off
     put 1002 "$MNT/bob/b"
     assert_eq "$(told 1002 seal "$MNT/bob/b" .saved_bytes)" "$size"
     expect 0 "$COWFS" public --off "$MNT/images/golden"
     crash
-    mount_up seal=off
+    mount_up nosupervise,seal=off
     put 1002 "$MNT/bob/c"
     assert_eq "$(told 1002 seal "$MNT/bob/c" .saved_bytes)" 0
     cp "$WORK/text" "$MNT/root"

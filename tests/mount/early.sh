@@ -10,14 +10,14 @@ stored_at_least() { [ "$("$COWFS" df --json "$MNT" | json .stored_bytes)" -ge "$
 helper_of() { pgrep -P "$1" -x cowfs-early; }
 need_helper() {
     [ "$(id -u)" = 0 ] || skip "only root's mounts have it"
-    helper_of "${daemons[$MNT]}" >/dev/null || skip "this kernel does not allow it"
+    helper_of "$(serving_pid)" >/dev/null || skip "this kernel does not allow it"
 }
 
 # A file that is open at 9, and written by the helper.
 being_made() {
-    mount_up
+    mount_up "${1:-}"
     need_helper
-    helper=$(helper_of "${daemons[$MNT]}")
+    helper=$(helper_of "$(serving_pid)")
     exec 9>"$MNT/a"
     head -c $((32 * MIB)) /dev/urandom >&9
     eventually 15 stored_at_least $((28 * MIB))
@@ -72,7 +72,7 @@ test_writer_stays_open() {
 process_alive() { kill -0 "$1" 2>/dev/null; }
 
 test_daemon_dies() {
-    being_made
+    being_made nosupervise
     kill_daemon
     eventually 15 process_gone "$helper"
     exec 9>&- || true

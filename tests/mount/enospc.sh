@@ -260,7 +260,7 @@ test_mount_when_full() {
     small_up
     fill
     mount_down
-    mount_up
+    mount_up nosupervise
     check_kept
     rm "$MNT/fill"
     eventually 20 writes_again

@@ -109,12 +109,47 @@ test_one_daemon_a_store() {
     echo text >"$MNT/a"
     mkdir "$WORK/mnt2"
     expect 1 "$COWFS" mount "$STORE" "$WORK/mnt2"
-    assert_contains "$ERR" "in use by process ${daemons[$MNT]}"
+    assert_contains "$ERR" "in use by process $(serving_pid)"
     expect 1 "$COWFS" mount -o ro "$STORE" "$WORK/mnt2"
     assert_contains "$ERR" "in use"
     expect 8 "$COWFS" fsck "$STORE"
     assert_contains "$ERR" "in use"
     ! is_mounted "$WORK/mnt2" || fail "mounted twice"
+    assert_eq "$(cat "$MNT/a")" text
+}
+
+# By default the mount survives its daemon; nosupervise and io_uring have it end with that.
+test_supervised_by_default() {
+    local pid
+    [ -z "$(why_no_resume)" ] || skip "$(why_no_resume)"
+    mount_up
+    echo text >"$MNT/a"
+    pid=$(daemon_pid)
+    kill -KILL "$pid"
+    assert_eq "$(cat "$MNT/a")" text
+    eventually 30 is_another "$pid"
+    mount_down
+    mount_up nosupervise
+    assert_eq "$(serving_pid)" "${daemons[$MNT]}"
+    mount_down
+    mount_up io_uring
+    assert_eq "$(serving_pid)" "${daemons[$MNT]}"
+    assert_eq "$(grep -c 'does not survive its daemon' "$WORK.daemon.log")" 1 "said how often"
+}
+
+# Where the means are missing it is said once, and an error only for who has asked for it.
+test_supervisor_not_to_be_had() {
+    need_tool strace
+    printf '#!/bin/sh\nexec strace -f -qqq -o /dev/null -e trace=memfd_create %s "%s" "$@"\n' \
+        '-e inject=memfd_create:error=ENOSYS' "$COWFS" >"$WORK/cowfs"
+    chmod +x "$WORK/cowfs"
+    expect 1 "$WORK/cowfs" mount -o supervise "$STORE" "$MNT"
+    assert_contains "$ERR" "$MNT: what it takes to restart the daemon"
+    COWFS=$WORK/cowfs mount_up
+    echo text >"$MNT/a"
+    assert_eq "$(grep -c 'will not survive its daemon' "$WORK.daemon.log")" 1 "said how often"
+    mount_down
+    mount_up
     assert_eq "$(cat "$MNT/a")" text
 }
 

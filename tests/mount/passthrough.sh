@@ -72,7 +72,7 @@ test_space_after_mapping() {
 
 # What is open and mapped goes on without a daemon.
 test_daemon_killed() {
-    golden 16
+    golden 16 nosupervise,passthrough,seal=off
     sync "$MNT/golden"
     exec 9<"$MNT/golden"
     hold "$PASS" holdmap "$MNT/golden"

@@ -78,7 +78,7 @@ shutdown_cuts() {
     STORE=$WORK/below/store
     for ((n = 0; n < cuts; n++)); do
         mount_image "$WORK/image" "$WORK/below"
-        mount_up "${options[n % ${#options[@]}]},chunk_size=$2"
+        mount_up "nosupervise,${options[n % ${#options[@]}]},chunk_size=$2"
         rm -rf "$MNT"/work.*
         start_work "$n" 60000
         random_sleep
@@ -159,7 +159,7 @@ test_lie() {
     for ((n = 0; n < 10 && !${#noticed}; n++)); do
         mount_image "$WORK/image" "$WORK/below"
         STORE=$WORK/below/store.$n
-        mount_up commit=5
+        mount_up nosupervise,commit=5
         strace -f -qqq -o "$WORK/trace" -p "${daemons[$MNT]}" -e trace=fdatasync,fsync \
             -e inject=fdatasync,fsync:retval=0 2>"$WORK/tracer" &
         tracer=$!

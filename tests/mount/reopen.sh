@@ -65,7 +65,7 @@ test_sigterm_while_busy() {
 # Everything that was fsynced is there after SIGKILL, and the store is in order, unrepaired.
 test_fsynced_survives_kill() {
     local round name
-    mount_up commit=1
+    mount_up nosupervise,commit=1
     : >"$WORK/promised"
     for round in {1..6}; do
         (
@@ -87,7 +87,7 @@ test_fsynced_survives_kill() {
         wait "$writer"
         umount -l "$MNT"
         expect 0 "$COWFS" fsck "$STORE"
-        mount_up commit=1
+        mount_up nosupervise,commit=1
         while read -r sum _ name; do
             [ -e "$MNT/$name" ] || fail "$name has been lost"
             assert_eq "$(b2sum <"$MNT/$name")" "$sum  -" "content of $name"
@@ -101,7 +101,7 @@ test_fsynced_survives_kill() {
 test_kill_under_load() {
     local round
     for round in {1..5}; do
-        mount_up "commit=0.2,seal_delay=0.05"
+        mount_up "nosupervise,commit=0.2,seal_delay=0.05"
         rm -f "$MNT"/file* "$MNT/new"
         "$HELPERS/mount_model" "$MNT" --ops 1000000 --seed "$round" >/dev/null 2>&1 &
         local load=$!
@@ -123,7 +123,7 @@ test_kill_under_load() {
 test_kill_while_seeking() {
     local round i loads
     for round in 1 2 3; do
-        mount_up
+        mount_up nosupervise
         loads=()
         for i in 1 2 3; do
             "$tool" seeks "$MNT/$i" &
@@ -142,7 +142,7 @@ test_kill_while_seeking() {
 }
 
 test_orphans_are_freed() {
-    mount_up
+    mount_up nosupervise
     hold "$tool" orphan "$MNT/orphan" $((16 << 20))
     sync -f "$MNT"
     assert_eq "$(df_of stored_bytes)" $((16 << 20)) "stored bytes"
@@ -158,7 +158,7 @@ test_orphans_are_freed() {
 
 # A process that dies is not the machine: after the kill the same mount point can be used at once.
 test_mount_point_after_kill() {
-    mount_up
+    mount_up nosupervise
     echo text >"$MNT/a"
     # fsync; syncfs (sync -f) is not handed on to a FUSE daemon by the kernel.
     sync "$MNT/a"
@@ -200,7 +200,7 @@ test_read_only() {
 
 # Also one that was not closed in order: nothing is written to it.
 test_read_only_after_kill() {
-    mount_up
+    mount_up nosupervise
     random_file "$MNT/a" 1000000
     cp "$MNT/a" "$WORK/a"
     sync -f "$MNT"

@@ -274,7 +274,7 @@ test_costly_ioctls() {
     done
     expect 0 "$COWFS" df "$MNT"
     for i in "${pids[@]}"; do wait "$i"; done
-    pool=$(cat "/proc/${daemons[$MNT]}/task"/*/comm | grep -c cowfs-pool || true)
+    pool=$(cat "/proc/$(serving_pid)/task"/*/comm | grep -c cowfs-pool || true)
     assert_ge "$pool" 1
     assert_le "$pool" 2
 }
@@ -285,7 +285,7 @@ test_costly_ioctls() {
 # chunk, the end of a file, each before and after a crash.
 test_no_old_bytes() {
     local round
-    mount_up
+    mount_up nosupervise
     # (yes dies of its pipe.)
     { yes "SECRET of another user" || true; } | head -c 8M >"$WORK/secret"
     chmod 777 "$MNT"
@@ -328,7 +328,7 @@ test_no_old_bytes() {
         fill
         probe
         crash
-        mount_up
+        mount_up nosupervise
         # What is there by now is whatever a commit had.
         look
         rm -f "$MNT"/*

@@ -227,13 +227,6 @@ test_upgrade() {
     mount_down
 }
 
-test_upgrade_without() {
-    mount_up
-    expect 1 "$COWFS" upgrade "$MNT"
-    assert_contains "$ERR" "without the option supervise"
-    mount_down
-}
-
 test_ends_by_signal() {
     local status=0
     mount_up supervise

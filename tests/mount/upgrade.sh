@@ -204,7 +204,7 @@ test_without_a_supervisor() {
     installed
     mount_up nosupervise
     expect 1 "$COWFS" upgrade "$MNT"
-    assert_contains "$ERR" "goes on as it is: "
+    assert_contains "$ERR" "goes on as it is: the mount has no supervisor"
     assert_contains "$ERR" "unmount it, and mount it again"
     mount_down
 }

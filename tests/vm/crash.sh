@@ -246,7 +246,7 @@ test_without_guard() {
 test_daemon_dies() {
     local pid step
     need_strace
-    up_with_guest
+    up_with_guest nosupervise
     "$COWVM" snapshot golden kept
     for step in ftruncate:1 sendmsg:10 copy_file_range:1 sendmsg:14; do
         sync -f "$MNT"
@@ -261,7 +261,7 @@ test_daemon_dies() {
         eventually 30 no_process qemu-system-x86
         eventually 30 no_process cowvm-guard
         umount -l "$MNT"
-        mount_up
+        mount_up nosupervise
         "$COWVM" reset golden kept
         nothing_hidden || fail "$step: left behind: $(find "$MNT" -maxdepth 1 -name '.*')"
         "$COWVM" resume golden

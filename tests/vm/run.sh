@@ -79,7 +79,7 @@ test_ctrl_c() {
     assert_eq "$(write_bytes)" "$written" "bytes written to disks"
     vms_are golden
 }
-write_bytes() { sed -n 's/^write_bytes: //p' "/proc/${daemons[$MNT]}/io"; }
+write_bytes() { sed -n 's/^write_bytes: //p' "/proc/$(serving_pid)/io"; }
 
 # QEMU is killed: the command ends, and all is gone.
 test_qemu_dies() {
