@@ -23,26 +23,35 @@
 #include "cowfs/flat.h"
 #include "cowfs/names.h"
 #include "cowfs/reap.h"
-#include "tests/model/disk/disk.h"
+#include "tests/model/disk/faults.h"
 #include "tests/model/lib/compare.h"
 #include "tests/model/lib/scratch.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <linux/falloc.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-enum { FILES = 5, STEPS_MAX = 64 };
-enum what { CREATE, WRITE, PUNCH, TRUNCATE, ALLOCATE, CLONE, SEAL, PACK, UNLINK, SYNC, COMMIT };
+enum { FILES = 5 };
+enum what {
+    CREATE,
+    WRITE,
+    COPY,
+    PUNCH,
+    TRUNCATE,
+    ALLOCATE,
+    CLONE,
+    SEAL,
+    PACK,
+    UNLINK,
+    SYNC,
+    COMMIT
+};
 #define KIB *UINT64_C(1024)
 
-/* Offsets and lengths in bytes; file and other are numbers of files. */
+/* Offsets and lengths in bytes; file and other are numbers of files. COPY
+ * is from `other`, at the same offset of both. */
 static const struct step {
     enum what what;
     unsigned file, other;
@@ -66,6 +75,8 @@ static const struct step {
     {SEAL, .file = 1},
     {.what = COMMIT},
     {CLONE, .file = 2, .other = 3},
+    {COPY, .file = 2, .other = 1, .offset = 256 KIB + 11, .length = 1200 KIB},
+    {SYNC, .file = 2},
     {PACK, .file = 1},
     {WRITE, .file = 3, .length = 30 KIB},
     {SYNC, .file = 3},
@@ -73,14 +84,6 @@ static const struct step {
     {.what = COMMIT},
     {.what = COMMIT},
 };
-
-/* What the workers tell the parent, which follows with its own model. */
-static struct shared {
-    int results[STEPS_MAX];
-    unsigned done;       /* steps, whatever came of them */
-    bool opened, closed; /* promises, too */
-    uint64_t calls, failed;
-} * shared;
 
 struct file {
     char name[8];
@@ -94,11 +97,7 @@ struct model {
     struct file files[FILES];
 };
 
-static struct options {
-    int error;
-    uint64_t from, to, run;
-    bool verbose;
-} options = {.error = 0, .to = UINT64_MAX, .run = 1};
+static int disk_error; /* the one that calls fail with */
 
 /* ---- the model ---- */
 
@@ -132,12 +131,19 @@ static void promise(struct file *f)
     versions_add(f->since, f->now);
 }
 
-static void apply(struct sparse *s, const struct step *step, const uint8_t *data)
+static void apply(struct sparse *s, const struct step *step, const uint8_t *data,
+                  const struct sparse *other)
 {
     uint64_t end = step->offset + step->length;
     switch (step->what) {
     case WRITE:
         sparse_write(s, data, step->length, step->offset);
+        break;
+    case COPY:
+        /* As of now: no more than there is. */
+        if (step->offset < other->size)
+            sparse_copy_range(other, step->offset, s, step->offset,
+                              MIN(step->length, other->size - step->offset));
         break;
     case PUNCH:
         sparse_zero(s, step->offset, end);
@@ -153,15 +159,18 @@ static void apply(struct sparse *s, const struct step *step, const uint8_t *data
     }
 }
 
-static void model_change(struct file *f, const struct step *step, const uint8_t *data, bool done)
+/* `other` NULL: what it is about is in the step alone. */
+static void model_change(struct file *f, const struct step *step, const uint8_t *data,
+                         const struct file *other, bool done)
 {
+    unsigned others = other ? other->now->len : 1;
     GPtrArray *old = f->now;
     f->now = versions_new();
     if (!done)
         versions_add(f->now, old);
-    for (guint i = 0; i < old->len; i++) {
-        struct sparse *s = sparse_copy(old->pdata[i]);
-        apply(s, step, data);
+    for (guint i = 0; i < old->len * others; i++) {
+        struct sparse *s = sparse_copy(old->pdata[i / others]);
+        apply(s, step, data, other ? other->now->pdata[i % others] : NULL);
         g_ptr_array_add(f->now, s);
     }
     g_ptr_array_free(old, TRUE);
@@ -207,7 +216,7 @@ static void model_step(struct model *m, const struct step *step, const uint8_t *
             promise(&m->files[i]);
         break;
     default:
-        model_change(f, step, data, done);
+        model_change(f, step, data, step->what == COPY ? &m->files[step->other] : NULL, done);
     }
 }
 
@@ -239,7 +248,21 @@ static int do_write(struct inode *inode, const struct step *step, const uint8_t 
     struct file_write_flags flags = {false, false};
     ssize_t n = file_write(inode, data, step->length, step->offset, flags);
     /* Fewer bytes: the next write would tell why. */
-    return n == (ssize_t)step->length ? 0 : n < 0 ? (int)n : -options.error;
+    return n == (ssize_t)step->length ? 0 : n < 0 ? (int)n : -disk_error;
+}
+
+static int do_copy(struct inode *inode, const struct step *step, const char *from)
+{
+    struct inode *source;
+    int error = names_lookup(inode->fs, ROOT_INO, from, &source);
+    if (error)
+        return error;
+    uint64_t size = file_size(source);
+    uint64_t wanted = size > step->offset ? MIN(step->length, size - step->offset) : 0;
+    ssize_t n = file_copy_range(source, step->offset, inode, step->offset, step->length);
+    inode_put(source);
+    /* As do_write. */
+    return n == (ssize_t)wanted ? 0 : n < 0 ? (int)n : -disk_error;
 }
 
 static int do_with(struct inode *inode, const struct step *step, const uint8_t *data)
@@ -289,6 +312,8 @@ static int do_step(struct fs *fs, const struct model *m, const struct step *step
     if (step->what == CLONE) {
         struct cowfs_ioc_clone io = {.version = COWFS_IOCTL_VERSION};
         error = clone_tree(fs, inode->ino, ROOT_INO, m->files[step->other].name, &root, &io);
+    } else if (step->what == COPY) {
+        error = do_copy(inode, step, m->files[step->other].name);
     } else {
         error = do_with(inode, step, data);
     }
@@ -385,67 +410,66 @@ static void goes_on_reopened(struct fs *fs, struct model *m, const char *store)
     must(fs_close(fs), "closing");
 }
 
-__attribute__((noreturn)) static void work(struct disk_log *log, const char *store, uint64_t k)
+__attribute__((noreturn)) static void work(struct faults *f, const char *store)
 {
     struct model m;
     struct fs *fs;
     char context[64];
     model_init(&m);
-    disk_record(log, store);
-    disk_fail(k, options.run, options.error);
+    disk_error = f->error;
+    faults_begin(f);
     fail_context("opening");
     int error = try_open(store, &fs);
     if (error) {
-        if (options.verbose)
+        if (f->verbose)
             fprintf(stderr, "opening: %s\n", g_strerror(-error));
         disk_fail(0, 0, 0);
         must(try_open(store, &fs), "opening");
     }
-    shared->opened = true;
+    f->told->opened = true;
     for (unsigned i = 0; i < G_N_ELEMENTS(steps); i++) {
         uint8_t *data = data_of(i, &steps[i]);
         snprintf(context, sizeof(context), "step %u", i);
         fail_context(context);
         error = do_step(fs, &m, &steps[i], data);
         /* ENOENT: an earlier step failed. */
-        if (error && error != -options.error && !(error == -ENOENT && shared->failed))
+        if (error && error != -disk_error && !(error == -ENOENT && f->told->failed))
             fail("error %s", g_strerror(-error));
-        if (error == -options.error && options.verbose)
+        if (error == -disk_error && f->verbose)
             fprintf(stderr, "step %u: %s\n", i, g_strerror(-error));
         uint64_t failed;
         disk_calls(&failed);
         if (error && !failed)
             fail("error %s, and nothing failed", g_strerror(-error));
-        if (failed && !shared->failed) {
+        if (failed && !f->told->failed) {
             model_step(&m, &steps[i], data, error);
             check_all(fs, &m, false);
         } else {
             model_step(&m, &steps[i], data, error);
         }
-        shared->failed = failed;
-        shared->results[i] = error;
-        shared->done = i + 1;
+        f->told->failed = failed;
+        f->told->results[i] = error;
+        f->told->done = i + 1;
         g_free(data);
     }
-    shared->calls = disk_calls(&shared->failed);
-    disk_fail(0, 0, 0);
+    faults_end(f);
     fail_context("the end");
     check_all(fs, &m, false);
     error = fs_commit(fs);
-    if (error == -EIO && options.error == EIO) {
+    if (error == -EIO && disk_error == EIO) {
         goes_on_reopened(fs, &m, store);
     } else {
         must(error, "the commit");
         goes_on(fs, &m);
         must(fs_close(fs), "closing");
-        shared->closed = true;
+        f->told->closed = true;
     }
     _exit(0);
 }
 
 /* ---- one who looks ---- */
 
-__attribute__((noreturn)) static void look(const char *path)
+__attribute__((noreturn)) static void look(struct faults *f, const char *path)
 {
     struct model m;
     struct fs *fs;
@@ -453,157 +477,22 @@ __attribute__((noreturn)) static void look(const char *path)
     struct fs_config config = {.commit_interval_ms = 3600000};
     fail_context("after the cut");
     model_init(&m);
-    for (unsigned i = 0; i < shared->done; i++) {
+    for (unsigned i = 0; i < f->told->done; i++) {
         uint8_t *data = data_of(i, &steps[i]);
-        model_step(&m, &steps[i], data, shared->results[i]);
+        model_step(&m, &steps[i], data, f->told->results[i]);
         g_free(data);
     }
     check_store(path);
     if (fs_open(path, &config, &fs, &err))
         fail("open: %s", err.text);
-    if (!shared->closed) /* else one file was deleted; what came of it was seen before */
+    if (!f->told->closed) /* else one file was deleted; what came of it was seen before */
         check_all(fs, &m, true);
     _exit(0);
 }
 
-static bool ended_well(pid_t pid)
-{
-    int status;
-    g_assert(waitpid(pid, &status, 0) == pid);
-    if (WIFSIGNALED(status))
-        fprintf(stderr, "FAILED: died by signal %d\n", WTERMSIG(status));
-    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
-static pid_t start(void)
-{
-    fflush(NULL);
-    pid_t pid = fork();
-    g_assert(pid >= 0);
-    if (pid == 0)
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-    return pid;
-}
-
-static void tell_failed_syncs(const struct disk_log *log)
-{
-    struct disk_replay *replay = disk_replay_new(log, DISK_LIE_NONE);
-    for (uint64_t i = 0; i < disk_log_count(log); i++) {
-        const struct disk_op *op = disk_log_op(log, i);
-        disk_replay_advance(replay, i + 1);
-        if (op->kind == DISK_SYNC_END && op->error)
-            fprintf(stderr, "  operation %" PRIu64 ": the sync of '%s' failed\n", i,
-                    disk_replay_name(replay, op->file));
-    }
-    disk_replay_free(replay);
-}
-
-/* False at the end: no call was left to fail. */
-static bool run_one(const char *scratch, uint64_t k, bool *good)
-{
-    struct disk_log *log = disk_log_new();
-    g_autofree char *store = g_build_filename(scratch, "store", NULL);
-    g_autofree char *left = g_build_filename(scratch, "left", NULL);
-    struct rng rng = rng_of(k, 7);
-    *shared = (struct shared){0};
-    g_assert(g_mkdir_with_parents(store, 0700) == 0);
-    pid_t pid = start();
-    if (pid == 0)
-        work(log, store, k);
-    *good = ended_well(pid);
-    if (options.verbose)
-        tell_failed_syncs(log);
-    if (*good) {
-        struct disk_replay *replay = disk_replay_new(log, DISK_LIE_NONE);
-        disk_replay_advance(replay, disk_log_count(log));
-        disk_replay_build(replay, left, &rng);
-        disk_replay_free(replay);
-        pid = start();
-        if (pid == 0)
-            look(left);
-        *good = ended_well(pid);
-        scratch_remove(g_strdup(left));
-    }
-    scratch_remove(g_strdup(store));
-    disk_log_free(log);
-    if (!*good)
-        fprintf(stderr,
-                "  model_faults --error %s --from %" PRIu64 " --to %" PRIu64 " --run %" PRIu64
-                " --verbose\n",
-                options.error == EIO ? "EIO" : "ENOSPC", k, k, options.run);
-    return shared->failed > 0 || shared->calls == 0;
-}
-
-static int run(const char *scratch)
-{
-    uint64_t k = options.from, bad = 0;
-    for (bool more = true; more && k <= options.to; k++) {
-        bool good;
-        more = run_one(scratch, k, &good);
-        bad += !good;
-    }
-    printf("model_faults: %s at each of %" PRIu64 " calls: %" PRIu64 " times wrong\n",
-           options.error == EIO ? "EIO" : "ENOSPC", k - options.from, bad);
-    return bad ? 1 : 0;
-}
-
-static void parse(int argc, char **argv)
-{
-    static const struct option long_options[] = {
-        {"error", required_argument, NULL, 'e'}, {"from", required_argument, NULL, 'f'},
-        {"to", required_argument, NULL, 't'},    {"run", required_argument, NULL, 'r'},
-        {"verbose", no_argument, NULL, 'v'},     {NULL, 0, NULL, 0},
-    };
-    int c;
-    while ((c = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        switch (c) {
-        case 'e':
-            options.error = strcmp(optarg, "EIO") == 0 ? EIO : ENOSPC;
-            break;
-        case 'f':
-            options.from = scratch_number(optarg);
-            break;
-        case 't':
-            options.to = scratch_number(optarg);
-            break;
-        case 'r':
-            options.run = scratch_number(optarg);
-            break;
-        case 'v':
-            options.verbose = true;
-            break;
-        default:
-            exit(2);
-        }
-    }
-}
-
-static void log_quietly(const char *domain, GLogLevelFlags level, const char *message, void *arg)
-{
-    (void)domain, (void)level, (void)arg;
-    if (options.verbose)
-        fprintf(stderr, "  log: %s\n", message);
-}
-
 int main(int argc, char **argv)
 {
-    parse(argc, argv);
-    g_log_set_default_handler(log_quietly, NULL);
-    shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED) {
-        perror("mmap");
-        return 2;
-    }
-    char *scratch = scratch_make();
-    int status = 0;
-    if (options.error) {
-        status = run(scratch);
-    } else {
-        for (unsigned i = 0; i < 2; i++) {
-            options.error = i ? EIO : ENOSPC;
-            status |= run(scratch);
-        }
-    }
-    scratch_remove(scratch);
-    return status;
+    G_STATIC_ASSERT(G_N_ELEMENTS(steps) <= FAULTS_STEPS_MAX);
+    struct faults f = {.name = "model_faults", .work = work, .look = look};
+    return faults_main(&f, argc, argv);
 }
