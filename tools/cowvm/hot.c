@@ -21,8 +21,14 @@ static bool find_memory(pid_t pid, uint64_t *start, uint64_t *end)
         return false;
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
     for (char **line = lines; *line; line++)
-        if (g_str_has_suffix(*line, "/" VM_MEMORY))
-            return sscanf(*line, "%" SCNx64 "-%" SCNx64, start, end) == 2;
+        if (g_str_has_suffix(*line, "/" VM_MEMORY)) {
+            char *rest;
+            *start = g_ascii_strtoull(*line, &rest, 16);
+            if (*rest != '-')
+                return false;
+            *end = g_ascii_strtoull(rest + 1, &rest, 16);
+            return *rest == ' ';
+        }
     return false;
 }
 
