@@ -26,6 +26,9 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+/* Of Linux 6.8, newer than the headers of the distribution. */
+#define MOUNT_ID_UNIQUE 0x00004000U /* STATX_MNT_ID_UNIQUE */
+
 enum {
     THREADS_DEFAULT = 16,
     INIT_TIMEOUT_S = 10,
@@ -194,10 +197,31 @@ void mounted_find_passthrough(struct mounted *m)
     say_what_is_missing(m, true);
 }
 
+/* What is mounted there, as far as that can be told without asking its daemon. */
+static bool look_at_mount_point(const struct mounted *m, dev_t *dev, uint64_t *mount_id)
+{
+    struct statx stx;
+    if (statx(AT_FDCWD, m->point->path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT,
+              STATX_TYPE | MOUNT_ID_UNIQUE, &stx) != 0)
+        return false;
+    *dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
+    *mount_id = stx.stx_mask & MOUNT_ID_UNIQUE ? stx.stx_mnt_id : 0;
+    return true;
+}
+
 static bool has_ended(const struct mounted *m)
 {
     struct pollfd device = {.fd = fuse_session_fd(m->mount.session)};
     return poll(&device, 1, 0) != 0;
+}
+
+/* While the connection is there, the number is nobody else's. */
+static void learn_mount_id(struct mounted *m)
+{
+    dev_t dev;
+    uint64_t mount_id;
+    if (look_at_mount_point(m, &dev, &mount_id) && dev == m->dev && !has_ended(m))
+        m->mount_id = mount_id;
 }
 
 int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, struct errmsg *err)
@@ -214,6 +238,7 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
     bool resumed = mount->link && mount->link->dev;
     if (resumed) {
         m->dev = mount->link->dev;
+        learn_mount_id(m);
         atomic_store(&mount->dev, m->dev);
         fuse_resume_ask(mount->session);
     }
@@ -236,6 +261,7 @@ int mounted_serve(struct mounted *m, const struct fuse_mount_config *config, str
      * else that has answered. */
     if (stat(m->point->path, &st) == 0 && !has_ended(m)) {
         m->dev = st.st_dev;
+        learn_mount_id(m);
         atomic_store(&mount->dev, st.st_dev);
         lift_limits(st.st_dev, config->read_ahead_kb);
         if (mount->link)
@@ -259,15 +285,15 @@ static bool wait_for_end(const struct mounted *m, int signal_fd, int timeout_ms)
     return fds[0].revents & POLLIN;
 }
 
-/* False if something else has been mounted over it. Asks nothing of the daemon,
- * which may have no workers any more. */
+/* False if something else has been mounted over it, or in its place: there may be the next mount of
+ * the same store, made before we are done, with a device number that is used again. Asks nothing of
+ * the daemon, which may have no workers any more. */
 static bool mountpoint_is_ours(const struct mounted *m)
 {
-    struct statx stx;
-    return m->dev &&
-           statx(AT_FDCWD, m->point->path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_TYPE,
-                 &stx) == 0 &&
-           makedev(stx.stx_dev_major, stx.stx_dev_minor) == m->dev;
+    dev_t dev;
+    uint64_t mount_id;
+    return m->dev && look_at_mount_point(m, &dev, &mount_id) && dev == m->dev &&
+           (m->mount_id == 0 || mount_id == m->mount_id);
 }
 
 void mounted_end(struct mounted *m, int signal_fd)

@@ -19,8 +19,9 @@ struct mounted {
     struct mount mount; /* slot, view, writeback, passthrough, ... are the caller's to set */
     const struct fuse_mount_point *point;
     struct fuse_loop *loop;
-    int ended_fd; /* eventfd: the session is over */
-    dev_t dev;    /* 0: not known */
+    int ended_fd;      /* eventfd: the session is over */
+    dev_t dev;         /* 0: not known */
+    uint64_t mount_id; /* never used again (Linux 6.8); 0: not known */
 };
 
 /* Mounts. On failure nothing is left behind. */

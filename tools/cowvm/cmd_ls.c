@@ -45,7 +45,9 @@ static double up_seconds(pid_t pid)
     if (!process_times(pid, &used, &started))
         return -1;
     clock_gettime(CLOCK_BOOTTIME, &now);
-    return (double)now.tv_sec - (double)started / (double)sysconf(_SC_CLK_TCK);
+    /* Of whole ticks: a process is never younger than it is said to be. */
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9 -
+           (double)started / (double)sysconf(_SC_CLK_TCK);
 }
 
 /* Asked of QEMU, if no command is at work on the VM: its socket serves one. */
