@@ -135,8 +135,8 @@ fsck_clean() {
 }
 
 # With a supervisor, the process that serves: a child of the one that mount_up has started.
-# The oldest: the guard, forked when the first serves, has the same name for a moment.
-daemon_pid() { pgrep -o -P "${daemons[$MNT]}" cowfsd; }
+# By its command line: other children have the same name for a moment.
+daemon_pid() { pgrep -P "${daemons[$MNT]}" -f '^cowfs serve '; }
 # The same; without a supervisor (nosupervise, io_uring, old kernels) the one that was started.
 serving_pid() { daemon_pid || echo "${daemons[$MNT]}"; }
 is_another() {
@@ -366,11 +366,15 @@ run_case() {
     exit 0
 }
 
-# A supervisor starts another daemon when a sanitizer has ended one, and nobody else would see it.
-# Daemons that a test sends SIGSEGV, or has them do so, are told of, too: expect_segv, then.
+# A supervisor starts another daemon when a sanitizer, an assertion or a crash has ended one, and nobody else would
+# see it. Daemons that a test sends SIGSEGV, or has them do so, are told of, too: expect_segv, then.
 expect_segv=''
 no_findings() {
     local found
+    if [ -z "$expect_segv${COWFS_DEBUG_FAULTS:-}" ] &&
+        found=$(grep -E 'was killed by signal (4|6|7|8|11) ' "$WORK.daemon.log" 2>/dev/null); then
+        fail "the daemon crashed: $found"
+    fi
     found=$(grep -E 'ERROR: [A-Za-z]+Sanitizer|WARNING: ThreadSanitizer|: runtime error: ' \
         "$WORK.daemon.log" 2>/dev/null) || return 0
     [ -z "$expect_segv${COWFS_DEBUG_FAULTS:-}" ] ||

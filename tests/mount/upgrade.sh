@@ -120,7 +120,11 @@ $1"
     end
 }
 test_new_one_exits() { dies 'exit 1'; }
-test_new_one_crashes() { dies 'kill -SEGV $$'; }
+test_new_one_crashes() {
+    # shellcheck disable=SC2034 # testlib.sh's
+    expect_segv=1
+    dies 'kill -SEGV $$'
+}
 
 # It serves, and dies soon: at a request that the one before can serve.
 test_new_one_crashes_when_it_serves() {
